@@ -1,0 +1,1 @@
+"""Benchmarks: the measurements behind ``osmf bench`` and ``osmf eval``."""

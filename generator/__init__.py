@@ -1,0 +1,1 @@
+"""Generator: from a shifted group to new creatives."""

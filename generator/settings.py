@@ -1,0 +1,74 @@
+"""Settings of the generator: what is rendered, what is refused, and where pictures are kept."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class CheckSettings(BaseModel):
+    """Limits of the checks that a creative must pass before it is published."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_prompt_chars: int = Field(400, description="Longest prompt, in characters.", ge=1)
+    blocked_terms: tuple[str, ...] = Field(
+        ("nude", "naked", "nsfw", "erotic", "gore", "corpse", "swastika", "suicide", "celebrity"),
+        description="Words and phrases that no prompt may hold, in any case; matched as whole words.",
+    )
+    min_contrast: float = Field(
+        12.0, description="Least standard deviation of the luminance, in levels of 255.", ge=0.0, le=127.0
+    )
+    min_entropy_bits: float = Field(
+        4.0, description="Least entropy of the luminance's histogram, in bits of 8.", ge=0.0, le=8.0
+    )
+    max_fidelity_error: float = Field(
+        4.0,
+        description="Largest mean difference between picture and cut-out inside the product, in levels of 255.",
+        ge=0.0,
+        le=255.0,
+    )
+    max_off_share: float = Field(
+        0.02,
+        description="Largest share of the product's pixels that may differ by more than 32 levels.",
+        ge=0.0,
+        le=1.0,
+    )
+    max_duplicate_bits: float = Field(
+        0.06,
+        description="Pictures that differ in at most this share of their hash's bits look the same.",
+        ge=0.0,
+        le=1.0,
+    )
+    max_duplicate_colour: float = Field(
+        10.0,
+        description="... and whose colours differ by at most this on average, in levels of 255: both make a duplicate.",
+        ge=0.0,
+        le=255.0,
+    )
+
+
+class GeneratorSettings(BaseModel):
+    """Settings of the generator."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size_px: int = Field(512, description="Side of a creative, in pixels.", ge=64, le=4096)
+    n_candidates: int = Field(
+        4,
+        description="Prompts that are proposed and rendered for a group; the best ones that pass the checks are kept.",
+        ge=1,
+        le=64,
+    )
+    n_published: int = Field(1, description="Creatives that are published for a group, at most.", ge=1, le=64)
+    storage_url: str = Field(
+        "out/creatives",
+        description="Where pictures are kept: a local path or an fsspec URL (file://, s3://, gs://).",
+        min_length=1,
+    )
+    image_format: Literal["jpeg", "png"] = Field(
+        "jpeg", description="File format: jpeg is about a tenth of the size, png is without loss."
+    )
+    jpeg_quality: int = Field(88, description="JPEG quality, 1 to 95; 88 gives 20 to 60 KB at 512 px.", ge=1, le=95)
+    checks: CheckSettings = Field(CheckSettings(), description="Limits of the checks before publication.")

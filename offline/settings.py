@@ -1,0 +1,40 @@
+"""Settings of the offline jobs: what they write, how often, and what counts as enough evidence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class OfflineSettings(BaseModel):
+    """The scheduled job that turns a snapshot of the state into GAIP rows and pairs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset_dir: Path = Field(Path("out/offline"), description="Folder of the artifacts and of the run log.")
+    interval_s: float = Field(300.0, gt=0, description="Time from one start of the job to the next, s.")
+    run_at_start: bool = Field(
+        True, description="Whether the schedule's first run is at once and not after an interval."
+    )
+    min_new_impressions: int = Field(
+        5_000, ge=0, description="Impressions counted since the last artifact below which a run is skipped."
+    )
+    counts: Literal["live", "lifetime"] = Field(
+        "live",
+        description="Counts that CTRs are made of: `live` ones decay and follow a change of tastes, "
+        "`lifetime` ones never forget.",
+    )
+    min_product_impressions: float = Field(
+        400.0, ge=0, description="Exposure filter: impressions below which a product gives no rows (section 4.1)."
+    )
+    min_cell_impressions: float = Field(
+        20.0, ge=0, description="Impressions of a creative in a group below which the two give no row."
+    )
+    min_pair_probability: float = Field(
+        0.8, ge=0.5, lt=1, description="Pairs whose P(CTR of the winner > CTR of the loser) is lower are dropped."
+    )
+    keep_versions: int = Field(
+        20, ge=1, description="Artifacts kept; older ones are removed after a new one is complete."
+    )

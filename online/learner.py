@@ -1,0 +1,303 @@
+"""The learner: the preference model trained one micro-batch at a time.
+
+Each step takes new labelled rows and as many replayed ones. Predictions come from a moving average
+of the weights, which does better than the weights themselves. Everything random depends on the
+seed and the number of the step, so that a replay of the log repeats it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from online.features import FeatureBank
+from online.model import FlatParameters, PreferenceModel
+from online.rows import LabelledRows, Rows
+from online.settings import ModelSettings
+from state.records import number_key, split_number_key
+from state.store import ChangeSet, ReadTransaction, Table
+
+Predictions = npt.NDArray[np.float32]
+
+
+class LearnerHead(msgspec.Struct, array_like=True):
+    """The learner's small numbers; ``replay_floors`` maps a product to its first replay block that counts."""
+
+    n_parameters: int
+    n_steps: int
+    n_blocks: int
+    n_rows_learnt: int
+    replay_floors: dict[int, int]
+
+
+class WeightsMismatchError(RuntimeError):
+    """The weights in the state belong to another model."""
+
+    def __init__(self, found: int, wanted: int) -> None:
+        super().__init__(
+            f"the state holds a model of {found} parameters, the settings describe one of {wanted}: nothing was "
+            "learnt. Set online.model, online.attributes and online.encoders to what the state was built with, or "
+            "start with a new state.path."
+        )
+
+
+class Encoder:
+    """A preference model with fixed weights: the user embeddings of one encoder version."""
+
+    def __init__(self, model: PreferenceModel, weights: bytes, bank: FeatureBank) -> None:
+        self._model = model.eval()
+        flat = FlatParameters(self._model)
+        n_found = len(weights) // 4
+        if n_found != len(flat.vector):
+            raise WeightsMismatchError(n_found, len(flat.vector))
+        flat.vector.copy_(torch.from_numpy(np.frombuffer(weights, np.float32).copy()))
+        self._bank = bank
+
+    def embed_many(self, products: npt.NDArray[np.int64], attributes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Return e_{u|t} of users as their products see them, (B, D) float32. Eq. 2."""
+        distinct, index = np.unique(products, return_inverse=True)
+        with torch.inference_mode():
+            e_t = self._model.embed_titles(self._bank.titles(distinct))  # (P, D)
+            embedded = self._model.embed_users(
+                torch.from_numpy(attributes.astype(np.int64)), e_t, torch.from_numpy(index)
+            )
+        return np.asarray(embedded.numpy(), np.float32)
+
+
+class PreferenceLearner:
+    """Learns clicks from labelled rows and predicts them.
+
+    Parameters
+    ----------
+    cardinalities, title_dim, image_dim
+        Shape of the input; see `PreferenceModel`.
+    settings
+        The model and its training.
+    bank
+        Features of the registered products and creatives.
+    seed
+        Seed of the first weights and of replay.
+    """
+
+    def __init__(
+        self,
+        cardinalities: Sequence[int],
+        title_dim: int,
+        image_dim: int,
+        settings: ModelSettings,
+        bank: FeatureBank,
+        seed: int,
+    ) -> None:
+        self._settings = settings
+        self._bank = bank
+        self._seed = seed
+        self._shape = (tuple(cardinalities), title_dim, image_dim)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self._model = PreferenceModel(cardinalities, title_dim, image_dim, settings)
+            self._average_model = self.new_model()
+        self._flat = FlatParameters(self._model)
+        self._average = FlatParameters(self._average_model.eval())
+        self._average.vector.copy_(self._flat.vector)
+        self._parameter = torch.nn.Parameter(self._flat.vector)
+        self._parameter.grad = self._flat.gradient
+        self._optimizer = torch.optim.Adam([self._parameter], lr=settings.learning_rate, fused=True)
+        self._replay = Replay(settings.replay_rows)
+        self._head = LearnerHead(len(self._flat.vector), 0, 0, 0, {})
+        self._new_blocks: list[tuple[int, bytes]] = []
+        self._dropped_blocks: list[int] = []
+
+    @property
+    def n_rows_learnt(self) -> int:
+        """Labelled rows learnt so far."""
+        return self._head.n_rows_learnt
+
+    def new_model(self) -> PreferenceModel:
+        """Return a model of the same shape, with weights of its own."""
+        return PreferenceModel(*self._shape, self._settings)
+
+    def average_weights(self) -> bytes:
+        """Return the averaged weights, float32 bytes."""
+        return self._average.vector.numpy().tobytes()
+
+    def predict_many(self, rows: Rows) -> Predictions:
+        """Return the probability of a click, (B,) float32."""
+        if not len(rows):
+            return np.zeros(0, np.float32)
+        with torch.inference_mode():
+            return np.asarray(torch.sigmoid(self._logits(self._average_model, rows)[0]).numpy(), np.float32)
+
+    def predict_with_preference(self, rows: Rows) -> tuple[Predictions, Predictions]:
+        """Return the probability of a click and the users' own part of its logit, both (B,)."""
+        if not len(rows):
+            return np.zeros(0, np.float32), np.zeros(0, np.float32)
+        with torch.inference_mode():
+            logits, main = self._logits(self._average_model, rows)
+        return np.asarray(torch.sigmoid(logits).numpy(), np.float32), np.asarray((logits - main).numpy(), np.float32)
+
+    def learn_many(self, labelled: LabelledRows) -> None:
+        """Take as many steps as the rows need, each on new and replayed rows."""
+        if not self._head.n_steps:
+            # The constants of the features are those of what is registered when learning starts.
+            self._model.title_standard.fit(self._bank.titles())
+            self._model.image_standard.fit(self._bank.images())
+            self._average.vector.copy_(self._flat.vector)
+        for start in range(0, len(labelled), self._settings.batch_rows):
+            new = labelled.take(slice(start, start + self._settings.batch_rows))
+            rng = np.random.default_rng([self._seed, self._head.n_steps])
+            old = self._replay.sample(round(len(new) * self._settings.replay_ratio), self._head.replay_floors, rng)
+            self._step(LabelledRows.concatenate([new, old]) if len(old) else new)
+        self._remember(labelled)
+        self._head.n_rows_learnt += len(labelled)
+
+    def forget_product(self, product: int) -> None:
+        """Keep a product's rows so far out of replay: they are of tastes that have changed."""
+        self._head.replay_floors[product] = self._head.n_blocks
+
+    def _logits(self, model: PreferenceModel, rows: Rows) -> tuple[Tensor, Tensor]:
+        products, product_index = np.unique(rows.products, return_inverse=True)
+        creatives, creative_index = np.unique(rows.creatives, return_inverse=True)
+        titles = torch.from_numpy(product_index)
+        images = torch.from_numpy(creative_index)
+        e_t = model.embed_titles(self._bank.titles(products))  # (P, D)
+        e_v = model.embed_images(self._bank.images(creatives))  # (C, D)
+        e_ut = model.embed_users(torch.from_numpy(rows.attributes.astype(np.int64)), e_t, titles)  # (B, D)
+        logits = model(e_ut, e_t, titles, e_v, images)  # (B,)
+        main = model.head_title(e_t)[titles, 0] + model.head_image(e_v)[images, 0]  # (B,)
+        return logits, main
+
+    def _step(self, labelled: LabelledRows) -> None:
+        logits, _ = self._logits(self._model, labelled.rows)
+        losses = torch.nn.functional.binary_cross_entropy_with_logits(
+            logits, torch.from_numpy(labelled.clicks), reduction="none"
+        )
+        loss = (losses * torch.from_numpy(labelled.weights)).sum() / len(labelled)
+        self._flat.gradient.zero_()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        self._head.n_steps += 1
+        rate = max(1 / self._settings.ema_steps, 1 / (1 + self._head.n_steps))
+        self._average.vector.lerp_(self._flat.vector, rate)
+
+    def _remember(self, labelled: LabelledRows) -> None:
+        # A label that was taken back must not come back by replay; its correction stays.
+        kept = labelled.take(labelled.weights > 0)
+        if not len(kept) or not self._settings.replay_rows:
+            return
+        number = self._head.n_blocks
+        self._head.n_blocks += 1
+        self._new_blocks.append((number, pack_rows(kept)))
+        self._dropped_blocks += self._replay.append(number, kept)
+
+    def write(self, changes: ChangeSet) -> None:
+        """Write what has changed since the last call."""
+        state = self._optimizer.state[self._parameter]
+        changes.put(Table.LEARNER, b"head", msgspec.msgpack.encode(self._head))
+        changes.put(Table.LEARNER, b"weights", self._flat.vector.numpy().tobytes())
+        changes.put(Table.LEARNER, b"average", self.average_weights())
+        if state:
+            changes.put(Table.LEARNER, b"first_moment", state["exp_avg"].numpy().tobytes())
+            changes.put(Table.LEARNER, b"second_moment", state["exp_avg_sq"].numpy().tobytes())
+        for number, block in self._new_blocks:
+            changes.put(Table.REPLAY, number_key(number), block)
+        for number in self._dropped_blocks:
+            changes.delete(Table.REPLAY, number_key(number))
+        self._new_blocks.clear()
+        self._dropped_blocks.clear()
+
+    def restore(self, txn: ReadTransaction) -> None:
+        """Continue from the state, if it holds a learner."""
+        head = txn.get(Table.LEARNER, b"head")
+        if head is None:
+            return
+        self._head = msgspec.msgpack.decode(head, type=LearnerHead)
+        if self._head.n_parameters != len(self._flat.vector):
+            raise WeightsMismatchError(self._head.n_parameters, len(self._flat.vector))
+        self._flat.vector.copy_(_vector(txn, b"weights"))
+        self._average.vector.copy_(_vector(txn, b"average"))
+        if self._head.n_steps:
+            self._optimizer.state[self._parameter] = {
+                "step": torch.tensor(float(self._head.n_steps)),
+                "exp_avg": _vector(txn, b"first_moment"),
+                "exp_avg_sq": _vector(txn, b"second_moment"),
+            }
+        n_fields = len(self._shape[0])
+        for key, block in txn.scan(Table.REPLAY):
+            self._replay.append(split_number_key(key), unpack_rows(block, n_fields))
+
+
+def _vector(txn: ReadTransaction, key: bytes) -> Tensor:
+    value = txn.get(Table.LEARNER, key)
+    assert value is not None, key
+    return torch.from_numpy(np.frombuffer(value, np.float32).copy())
+
+
+class Replay:
+    """The last labelled rows, in blocks of one micro-batch."""
+
+    def __init__(self, n_rows_kept: int) -> None:
+        self._n_rows_kept = n_rows_kept
+        self._blocks: deque[tuple[int, LabelledRows]] = deque()
+        self._n_rows = 0
+        self._all: tuple[LabelledRows, npt.NDArray[np.int64]] | None = None
+
+    def append(self, number: int, rows: LabelledRows) -> list[int]:
+        """Append a block; return the numbers of those that fell out."""
+        self._blocks.append((number, rows))
+        self._n_rows += len(rows)
+        self._all = None
+        dropped = []
+        while self._n_rows - len(self._blocks[0][1]) >= self._n_rows_kept:
+            old_number, old_rows = self._blocks.popleft()
+            self._n_rows -= len(old_rows)
+            dropped.append(old_number)
+        return dropped
+
+    def sample(self, n_rows: int, floors: dict[int, int], rng: np.random.Generator) -> LabelledRows:
+        """Return up to ``n_rows`` rows, drawn uniformly; those below their product's floor are left out."""
+        if not self._blocks or not n_rows:
+            return LabelledRows(
+                Rows(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 0), np.uint8)),
+                np.zeros(0, np.float32),
+                np.zeros(0, np.float32),
+            )
+        if self._all is None:
+            self._all = (
+                LabelledRows.concatenate([rows for _, rows in self._blocks]),
+                np.concatenate([np.full(len(rows), number) for number, rows in self._blocks]),
+            )
+        rows, numbers = self._all
+        index = rng.integers(len(rows), size=n_rows)
+        for product, floor in floors.items():
+            index = index[(rows.rows.products[index] != product) | (numbers[index] >= floor)]
+        return rows.take(index)
+
+
+def pack_rows(labelled: LabelledRows) -> bytes:
+    """Return labelled rows as bytes: product and creative (uint32), click (uint8), attributes (uint8 each)."""
+    packed = np.empty(len(labelled), _row_dtype(labelled.rows.attributes.shape[1]))
+    packed["product"] = labelled.rows.products
+    packed["creative"] = labelled.rows.creatives
+    packed["click"] = labelled.clicks
+    packed["attributes"] = labelled.rows.attributes
+    return packed.tobytes()
+
+
+def unpack_rows(block: bytes, n_fields: int) -> LabelledRows:
+    """Return the labelled rows of bytes that `pack_rows` made."""
+    packed = np.frombuffer(block, _row_dtype(n_fields))
+    return LabelledRows(
+        Rows(packed["product"].astype(np.int64), packed["creative"].astype(np.int64), packed["attributes"].copy()),
+        packed["click"].astype(np.float32),
+        np.ones(len(packed), np.float32),
+    )
+
+
+def _row_dtype(n_fields: int) -> np.dtype[np.void]:
+    return np.dtype([("product", "<u4"), ("creative", "<u4"), ("click", "u1"), ("attributes", "u1", (n_fields,))])

@@ -1,0 +1,147 @@
+"""The preference model: clicks from user attributes, the product's title and the creative's image.
+
+Eq. 1-4 of the paper with changes without which users of different products are grouped alike. The
+title weights the attribute fields before the user MLP, which makes the user-by-product interaction
+multiplicative. The attended title enters through a gate that depends on the user. The attended
+image is gated by the user too, and its head starts as a plain sum, so that the user-by-image part
+of the logit is bilinear from the first step. With one title vector and one image vector, attention
+over them is their value projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from online.settings import ModelSettings
+
+
+class Standardise(nn.Module):
+    """Features shifted and scaled by constants, so that each has mean 0 and deviation 1 over what was registered.
+
+    The constants are parameters that no gradient moves: they travel with the weights.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(dim), requires_grad=False)
+        self.scale = nn.Parameter(torch.ones(dim), requires_grad=False)
+
+    def fit(self, features: Tensor) -> None:
+        """Set the constants from features, (n, dim); a feature that never differs is left unscaled."""
+        deviation = features.std(dim=0, correction=0)
+        self.mean.data.copy_(features.mean(dim=0))
+        self.scale.data.copy_(torch.where(deviation > MIN_DEVIATION, 1 / deviation.clamp(min=MIN_DEVIATION), 1.0))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the standardised features."""
+        return (features - self.mean) * self.scale
+
+
+MIN_DEVIATION = 1e-4
+
+
+class PreferenceModel(nn.Module):
+    """Click logits and product-aware user embeddings.
+
+    Parameters
+    ----------
+    cardinalities
+        Number of codes of each of the N attributes.
+    title_dim, image_dim
+        Widths of the frozen encoders' features.
+    settings
+        Widths of the layers.
+    """
+
+    field_starts: Tensor
+
+    def __init__(self, cardinalities: Sequence[int], title_dim: int, image_dim: int, settings: ModelSettings) -> None:
+        super().__init__()
+        n_fields, d = len(cardinalities), settings.d_model
+        starts = torch.tensor([0, *cardinalities[:-1]]).cumsum(0)
+        self.register_buffer("field_starts", starts, persistent=False)
+        self.fields = nn.Embedding(sum(cardinalities), settings.d_field)
+        self.user = nn.Sequential(
+            nn.Linear(n_fields * settings.d_field, settings.d_hidden), nn.GELU(), nn.Linear(settings.d_hidden, d)
+        )
+        self.title_standard = Standardise(title_dim)
+        self.image_standard = Standardise(image_dim)
+        self.title = nn.Sequential(nn.LayerNorm(title_dim), nn.Linear(title_dim, d))
+        self.image = nn.Sequential(nn.LayerNorm(image_dim), nn.Linear(image_dim, d))
+        self.field_gate = nn.Linear(d, n_fields)
+        self.title_value = nn.Linear(d, d)
+        self.title_gate = nn.Linear(d, d)
+        self.user_norm = nn.LayerNorm(d)
+        self.image_value = nn.Linear(d, d)
+        self.image_gate = nn.Linear(d, d)
+        self.head_title = nn.Linear(d, 1)
+        self.head_image = nn.Linear(d, 1)
+        self.head_user = nn.Linear(d, 1)
+        self.head_interaction = nn.Linear(d, 1, bias=False)
+        nn.init.constant_(self.head_interaction.weight, d**-0.5)
+
+    def embed_titles(self, titles: Tensor) -> Tensor:
+        """Return e_t of title features: (P, title_dim) to (P, D). Eq. 1."""
+        embedded: Tensor = self.title(self.title_standard(titles))
+        return embedded
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Return e_v of image features: (C, image_dim) to (C, D). Eq. 1."""
+        embedded: Tensor = self.image(self.image_standard(images))
+        return embedded
+
+    def embed_users(self, attributes: Tensor, e_t: Tensor, title_index: Tensor) -> Tensor:
+        """Return e_{u|t}, Eq. 2: the user as this product sees them, (B, D).
+
+        Parameters
+        ----------
+        attributes
+            Codes, (B, N) int64.
+        e_t
+            Title embeddings of the distinct products, (P, D).
+        title_index
+            Each row's product among them, (B,) int64.
+        """
+        weights = torch.softmax(self.field_gate(e_t), dim=-1) * attributes.shape[1]  # (P, N)
+        u = self.fields(attributes + self.field_starts)  # (B, N, d_field)
+        e_u = self.user((u * weights[title_index].unsqueeze(-1)).flatten(1))  # (B, D)
+        attended = self.title_value(e_t)[title_index]  # (B, D): attention over one key is its value
+        embedded: Tensor = self.user_norm(e_u + torch.sigmoid(self.title_gate(e_u)) * attended)  # (B, D)
+        return embedded
+
+    def forward(self, e_ut: Tensor, e_t: Tensor, title_index: Tensor, e_v: Tensor, image_index: Tensor) -> Tensor:
+        """Return click logits, (B,): Eq. 3 and 4.
+
+        ``e_v`` (C, D) are the distinct images and ``image_index`` (B,) each row's among them.
+        """
+        value = self.image_value(e_v)[image_index]  # (B, D)
+        e_uc = self.image_gate(e_ut) * value  # (B, D)
+        logits: Tensor = (
+            self.head_title(e_t)[title_index]
+            + self.head_image(e_v)[image_index]
+            + self.head_user(e_ut)
+            + self.head_interaction(e_uc)
+        )  # (B, 1)
+        return logits.squeeze(-1)
+
+
+class FlatParameters:
+    """All parameters of a model as one contiguous vector, with its gradient beside it.
+
+    The optimiser, the moving average and the state then handle one array each.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        parameters = list(model.parameters())
+        self.vector = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
+        self.gradient = torch.zeros_like(self.vector)
+        start = 0
+        for parameter in parameters:
+            end = start + parameter.numel()
+            parameter.data = self.vector[start:end].view_as(parameter)
+            if parameter.requires_grad:
+                parameter.grad = self.gradient[start:end].view_as(parameter)
+            start = end

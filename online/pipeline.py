@@ -1,0 +1,466 @@
+"""The pipeline: one micro-batch from messages to one change set.
+
+Decode, register, join, assign to groups, count, predict, learn, detect, regroup; everything that
+changes, consumer offsets included, ends in one `ChangeSet`. It does no I/O of its own but reading
+the state; the loop in `online.worker` commits. The same messages in the same batches give the same
+state, bit by bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections import defaultdict
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from online.attributes import AttributeSchema
+from online.counts import Counts
+from online.ctr import interaction_p_value, shrink
+from online.encoders import UnreadableImageError, feature_dims
+from online.features import FeatureBank
+from online.grouping import Grouping
+from online.learner import Encoder, PreferenceLearner
+from online.metrics import PrequentialMetrics
+from online.registry import Registry, UnknownProductError
+from online.rows import LabelledRows, Rows
+from online.settings import OnlineSettings
+from online.shift import CellCounts, Shift, ShiftDetection, contradiction_scores
+from state.reading import StateView
+from state.records import (
+    ImpressionRecord,
+    OffsetRecord,
+    OutboxRecord,
+    ShiftRecord,
+    encode_record,
+    number_key,
+    partition_key,
+)
+from state.store import ChangeSet, ReadTransaction, Store, Table
+from streams.codec import EventDecoder, Undecodable, encode, event_time_ms, topic_decoders
+from streams.events import (
+    Click,
+    Creative,
+    CreativeCtr,
+    DeadLetter,
+    Event,
+    GroupsShifted,
+    Impression,
+    Product,
+    ProfileEntry,
+    ShiftedGroup,
+)
+from streams.join import Join, Joined, Received, Refused, new_impressions, undecodable
+from streams.merge import Message
+from streams.settings import StreamSettings
+
+MIN_CELL_IMPRESSIONS = 30
+"""Impressions that every group needs on average per creative before preferences are compared."""
+
+
+class Head(msgspec.Struct, array_like=True):
+    """The pipeline's small numbers."""
+
+    n_batches: int = 0
+    watermark_ms: int = 0
+    newest_event_ms: int = 0
+    n_outbox: int = 0
+
+
+@dataclass(frozen=True)
+class BatchSummary:
+    """What one micro-batch did, for whoever watches."""
+
+    n_messages: int
+    n_impressions: int
+    n_labelled: int
+    n_dead_letters: int
+    shifts: list[Shift]
+
+
+class Pipeline:
+    """Everything that the stream has learnt, and how one more batch changes it.
+
+    Parameters
+    ----------
+    streams, online
+        The settings.
+    registry
+        Products and creatives, with the encoders.
+    bank
+        The features that the registry fills.
+    """
+
+    def __init__(self, streams: StreamSettings, online: OnlineSettings, registry: Registry, bank: FeatureBank) -> None:
+        self._streams = streams
+        self._online = online
+        self._schema = AttributeSchema(online.attributes)
+        self._registry = registry
+        self._decoders: dict[str, EventDecoder] = topic_decoders(streams.topics, streams.fields)
+        title_dim, image_dim = feature_dims(online.encoders)
+        self._learner = PreferenceLearner(
+            self._schema.cardinalities, title_dim, image_dim, online.model, bank, online.seed
+        )
+        self._grouping = Grouping(
+            online.groups,
+            self._schema,
+            online.model.d_model,
+            lambda weights: Encoder(self._learner.new_model(), weights, bank),
+            online.seed,
+        )
+        self._counts = Counts(online.counts.half_life_s * 1000)
+        self._detection = ShiftDetection(online.shift)
+        self._metrics = PrequentialMetrics()
+        self._head = Head()
+        self._join = Join(streams.join)
+        self._offsets: dict[tuple[str, int], OffsetRecord] = {}
+        self._user_keys: dict[str, int] = {}
+
+    def restore(self, store: Store) -> None:
+        """Continue from the state."""
+        with store.read() as txn:
+            head = txn.get(Table.META, b"pipeline")
+            if head is not None:
+                self._head = msgspec.msgpack.decode(head, type=Head)
+            self._join = Join(self._streams.join, self._head.watermark_ms)
+            self._registry.restore(txn)
+            self._learner.restore(txn)
+            self._grouping.restore(txn)
+            self._counts.restore(txn)
+            self._detection.restore(txn)
+            self._metrics.restore(txn)
+            self._offsets = StateView(txn).offsets()
+
+    def next_offsets(self) -> dict[tuple[str, int], int]:
+        """Return where each partition continues."""
+        return {partition: record.next_offset for partition, record in self._offsets.items()}
+
+    def run(self, messages: list[Message], txn: ReadTransaction) -> tuple[ChangeSet, BatchSummary]:
+        """Work off one micro-batch; return everything that it changes.
+
+        Parameters
+        ----------
+        messages
+            The batch, in merged order.
+        txn
+            The state as of the last commit.
+        """
+        changes = ChangeSet()
+        joined = Joined()
+        impressions, clicks = self._receive(messages, changes, joined)
+        fresh = new_impressions(txn, impressions, joined)
+        records = self._group(fresh)
+        newest_ms = max((event_time_ms(item.event) for item in (*fresh, *clicks)), default=0)
+        self._head.newest_event_ms = max(self._head.newest_event_ms, newest_ms)
+        self._join.run(txn, changes, records, clicks, self._head.newest_event_ms, joined)
+        now_ms = self._join.watermark_ms
+        self._counts.count_impressions(records.values(), now_ms)
+        self._counts.count_clicks(
+            ((record, self._grouping.current_group(record.product_id, record.group_id)) for record in joined.clicked),
+            now_ms,
+        )
+        shifts = self._learn(joined, now_ms)
+        self._regroup(now_ms)
+        outbox: list[tuple[str, DeadLetter | GroupsShifted]] = []
+        outbox += [self._dead_letter(refused) for refused in joined.refused]
+        outbox += [self._shifted(shift, now_ms, changes) for shift in shifts]
+        self._write(messages, changes, joined, outbox)
+        return changes, BatchSummary(len(messages), len(records), len(joined.labelled), len(joined.refused), shifts)
+
+    def _receive(
+        self, messages: list[Message], changes: ChangeSet, joined: Joined
+    ) -> tuple[list[Received], list[Received]]:
+        impressions: list[Received] = []
+        clicks: list[Received] = []
+        for message in messages:
+            events = self._decoders[message.topic].decode(message.value)
+            joined.tally(message.topic, message.partition).n_consumed += len(events)
+            for row, event in enumerate(events):
+                if isinstance(event, Undecodable):
+                    joined.refuse(undecodable(message, row, event))
+                elif isinstance(event, Impression):
+                    received = Received(event, message, row)
+                    refused = self._refusal(received, event)
+                    if refused is None:
+                        impressions.append(received)
+                    else:
+                        joined.refuse(refused)
+                elif isinstance(event, Click):
+                    clicks.append(Received(event, message, row))
+                else:
+                    self._register(event, message, row, changes, joined)
+        return impressions, clicks
+
+    def _refusal(self, received: Received, event: Impression) -> Refused | None:
+        if event.product_id not in self._registry.products:
+            return received.refuse("unknown_product", f"no product {event.product_id!r} has been registered")
+        if (event.product_id, event.creative_id) not in self._registry.creatives:
+            return received.refuse(
+                "unknown_creative", f"product {event.product_id!r} has no registered creative {event.creative_id!r}"
+            )
+        return None
+
+    def _register(self, event: Event, message: Message, row: int, changes: ChangeSet, joined: Joined) -> None:
+        tally = joined.tally(message.topic, message.partition)
+        at = (message.topic, message.partition, message.offset, row)
+        payload = message.value or b""
+        try:
+            if isinstance(event, Product):
+                new = self._registry.put_product(event, changes)
+            else:
+                assert isinstance(event, Creative)
+                new = self._registry.put_creative(event, self._head.newest_event_ms, changes)
+        except UnknownProductError as error:
+            joined.refuse(Refused(*at, "unknown_product", str(error), payload))
+            return
+        except UnreadableImageError as error:
+            joined.refuse(Refused(*at, "unreadable_image", str(error), payload))
+            return
+        tally.n_used += 1
+        tally.n_duplicates += not new
+
+    def _group(self, fresh: list[Received]) -> dict[str, ImpressionRecord]:
+        """Assign every new impression to its user's group."""
+        events = [item.event for item in fresh if isinstance(item.event, Impression)]
+        if not events:
+            return {}
+        attributes = self._schema.encode_many([event.attributes for event in events])
+        user_keys = np.fromiter((zlib.crc32(event.user_id.encode()) for event in events), np.uint32, len(events))
+        product_numbers = np.fromiter(
+            (self._registry.products[event.product_id].number for event in events), np.int64, len(events)
+        )
+        group_ids = self._grouping.observe_many(
+            [event.product_id for event in events],
+            product_numbers,
+            attributes,
+            user_keys,
+            self._head.newest_event_ms,
+            self._head.n_batches,
+        )
+        n_buckets = self._online.counts.user_buckets
+        return {
+            event.impression_id: ImpressionRecord(
+                event.product_id,
+                event.creative_id,
+                attributes[row].tobytes(),
+                int(group_ids[row]),
+                event.shown_at_ms,
+                int(user_keys[row]) % n_buckets,
+                event.experiment,
+                event.arm,
+                False,
+                False,
+            )
+            for row, event in enumerate(events)
+        }
+
+    def _learn(self, joined: Joined, now_ms: int) -> list[Shift]:
+        labelled = joined.labelled
+        if not labelled and not joined.corrected:
+            return []
+        clicks = np.array([record.clicked for record in labelled], np.float32)
+        rows = self._rows(labelled)
+        p_click, preference = self._learner.predict_with_preference(rows)
+        self._metrics.update_many(clicks, p_click, now_ms)
+        shifts = self._detect(labelled, rows, clicks, p_click, preference)
+        parts = [LabelledRows(rows, clicks, np.ones(len(rows), np.float32))]
+        if joined.corrected:
+            # The label "no click" is taken back, then the click is given: a signed pair of the same row.
+            again = self._rows(joined.corrected)
+            ones = np.ones(len(again), np.float32)
+            parts += [LabelledRows(again, 0 * ones, -ones), LabelledRows(again, ones, ones)]
+        self._learner.learn_many(LabelledRows.concatenate(parts))
+        for shift in shifts:
+            self._learner.forget_product(self._registry.products[shift.product_id].number)
+        return shifts
+
+    def _rows(self, records: list[ImpressionRecord]) -> Rows:
+        products, creatives = self._registry.products, self._registry.creatives
+        n_fields = len(self._schema.names)
+        return Rows(
+            np.fromiter((products[record.product_id].number for record in records), np.int64, len(records)),
+            np.fromiter(
+                (creatives[record.product_id, record.creative_id].number for record in records),
+                np.int64,
+                len(records),
+            ),
+            np.frombuffer(b"".join(record.attributes for record in records), np.uint8).reshape(-1, n_fields),
+        )
+
+    def _detect(
+        self,
+        labelled: list[ImpressionRecord],
+        rows: Rows,
+        clicks: npt.NDArray[np.float32],
+        p_click: npt.NDArray[np.float32],
+        preference: npt.NDArray[np.float32],
+    ) -> list[Shift]:
+        shifts = []
+        for number in np.unique(rows.products):
+            index = np.flatnonzero(rows.products == number)
+            product_id = self._registry.product_ids[int(number)]
+            cells: CellCounts = {}
+            for row in index:
+                record = labelled[row]
+                key = (self._grouping.current_group(product_id, record.group_id), record.creative_id)
+                seen = cells.get(key, (0, 0))
+                cells[key] = (seen[0] + 1, seen[1] + record.clicked)
+            scores = contradiction_scores(clicks[index], p_click[index], preference[index])
+            shift = self._detection.observe(product_id, scores, cells)
+            if shift is not None:
+                shifts.append(shift)
+        return shifts
+
+    def _regroup(self, now_ms: int) -> None:
+        settings = self._online.groups
+        n_learnt = self._learner.n_rows_learnt
+        due = 0
+        if n_learnt >= settings.warm_up_impressions:
+            due = 1 + (n_learnt - settings.warm_up_impressions) // settings.adopt_every_impressions
+        # One version a batch: after a long batch the missed ones would be the same weights.
+        if due > self._grouping.version and self._head.newest_event_ms:
+            self._grouping.adopt(self._learner.average_weights())
+        for product_id in self._grouping.waiting()[: settings.refresh_products_per_batch]:
+            lineage = self._grouping.refresh(product_id, self._registry.products[product_id].number, now_ms)
+            for old, heir in lineage.merged.items():
+                self._counts.hand_over(product_id, old, heir, now_ms)
+        product_ids = self._grouping.product_ids()
+        n_most = min(settings.refresh_products_per_batch, len(product_ids))
+        for step in range(n_most):
+            self._compare(product_ids[(self._head.n_batches * n_most + step) % len(product_ids)])
+
+    def _compare(self, product_id: str) -> None:
+        """Test whether a product's groups prefer different creatives."""
+        groups = self._grouping.groups_of(product_id)
+        if groups is None or len(groups.groups) < 2:
+            return
+        impressions, clicks, _ = self._table(product_id, live=False)
+        if impressions.sum(axis=1).min() < MIN_CELL_IMPRESSIONS * impressions.shape[1]:
+            return
+        self._grouping.set_p_value(product_id, interaction_p_value(impressions, clicks))
+
+    def _table(
+        self, product_id: str, *, live: bool
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], list[str]]:
+        """Return impressions and clicks of a product's present groups, (G, C), and the creatives' ids."""
+        groups = self._grouping.groups_of(product_id)
+        assert groups is not None
+        cells = self._counts.cells_of(product_id)
+        creative_ids = sorted({creative_id for _, creative_id in cells})
+        shape = (len(groups.groups), len(creative_ids))
+        impressions, clicks = np.zeros(shape), np.zeros(shape)
+        for row, group in enumerate(groups.groups):
+            for column, creative_id in enumerate(creative_ids):
+                cell = cells.get((group.group_id, creative_id))
+                if cell is not None:
+                    impressions[row, column] = cell.live_impressions if live else cell.n_impressions
+                    clicks[row, column] = cell.live_clicks if live else cell.n_clicks
+        return impressions, clicks, creative_ids
+
+    def _dead_letter(self, refused: Refused) -> tuple[str, DeadLetter]:
+        event_id = f"{refused.topic}-{refused.partition}-{refused.offset}-{refused.row}"
+        return self._streams.topics.dead_letters, DeadLetter(
+            event_id=event_id,
+            reason=refused.reason,
+            detail=refused.detail,
+            topic=refused.topic,
+            partition=refused.partition,
+            offset=refused.offset,
+            payload=refused.payload,
+        )
+
+    def _shifted(self, shift: Shift, now_ms: int, changes: ChangeSet) -> tuple[str, GroupsShifted]:
+        product = self._registry.products[shift.product_id]
+        groups = self._grouping.groups_of(shift.product_id)
+        assert groups is not None
+        before = [
+            (group_id, creative_id, cell.n_impressions, cell.n_clicks)
+            for (group_id, creative_id), cell in sorted(self._counts.cells_of(shift.product_id).items())
+        ]
+        self._counts.restart_live(shift.product_id, shift.cells, now_ms)
+        impressions, clicks, creative_ids = self._table(shift.product_id, live=True)
+        shrunk = shrink(impressions, clicks)
+        digest = hashlib.sha256(f"{shift.product_id}|{self._head.n_batches}|{self._online.seed}".encode()).hexdigest()
+        event = GroupsShifted(
+            event_id=f"shift-{digest[:24]}",
+            product_id=shift.product_id,
+            category=product.category,
+            detected_at_ms=now_ms,
+            encoder_version=groups.encoder_version,
+            statistic=shift.statistic,
+            threshold=self._online.shift.threshold,
+            n_impressions_since_change=shift.n_impressions,
+            groups=[
+                ShiftedGroup(
+                    group_id=group.group_id,
+                    share=group.share,
+                    profile=[
+                        ProfileEntry(attribute=t.attribute, value=t.value, share=t.share, lift=t.lift)
+                        for t in group.profile
+                    ],
+                    creatives=[
+                        CreativeCtr(
+                            creative_id=creative_id,
+                            n_impressions=int(impressions[row, column]),
+                            n_clicks=int(clicks[row, column]),
+                            ctr=float(shrunk.ctr[row, column]),
+                            ctr_low=float(shrunk.ctr_low[row, column]),
+                            ctr_high=float(shrunk.ctr_high[row, column]),
+                        )
+                        for column, creative_id in enumerate(creative_ids)
+                    ],
+                )
+                for row, group in enumerate(groups.groups)
+            ],
+        )
+        record = ShiftRecord(
+            event.event_id,
+            event.product_id,
+            event.category,
+            now_ms,
+            shift.statistic,
+            event.threshold,
+            shift.n_impressions,
+            before,
+        )
+        changes.put(Table.SHIFTS, event.event_id.encode(), encode_record(record))
+        return self._streams.topics.groups_shifted, event
+
+    def _write(
+        self,
+        messages: list[Message],
+        changes: ChangeSet,
+        joined: Joined,
+        outbox: list[tuple[str, DeadLetter | GroupsShifted]],
+    ) -> None:
+        self._learner.write(changes)
+        self._grouping.write(changes)
+        self._counts.write(changes)
+        self._detection.write(changes)
+        self._metrics.write(changes)
+        for topic, event in outbox:
+            self._head.n_outbox += 1
+            record = OutboxRecord(topic, event.event_id, event_time_ms(event), encode(event))
+            changes.put(Table.OUTBOX, number_key(self._head.n_outbox), encode_record(record))
+        self._head.n_batches += 1
+        self._head.watermark_ms = self._join.watermark_ms
+        changes.put(Table.META, b"pipeline", msgspec.msgpack.encode(self._head))
+        consumed: dict[tuple[str, int], list[Message]] = defaultdict(list)
+        for message in messages:
+            consumed[message.topic, message.partition].append(message)
+        for partition in sorted(consumed.keys() | joined.tallies.keys()):
+            taken, tally = consumed.get(partition, []), joined.tally(*partition)
+            old = self._offsets.get(partition, OffsetRecord(0, 0, 0, 0, 0, 0))
+            offset = OffsetRecord(
+                taken[-1].offset + 1 if taken else old.next_offset,
+                old.n_consumed + tally.n_consumed,
+                old.n_used + tally.n_used,
+                old.n_duplicates + tally.n_duplicates,
+                old.n_dead_letters + tally.n_dead_letters,
+                max([old.last_event_ms, *(message.timestamp_ms for message in taken)]),
+            )
+            self._offsets[partition] = offset
+            changes.put(Table.OFFSETS, partition_key(*partition), encode_record(offset))

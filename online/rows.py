@@ -1,0 +1,70 @@
+"""Rows: impressions as arrays, the form in which learners and groupings take them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Impressions of one batch, as arrays of equal length B.
+
+    Parameters
+    ----------
+    products, creatives
+        Registration numbers, (B,) int64.
+    attributes
+        The users' codes, (B, N) uint8.
+    """
+
+    products: npt.NDArray[np.int64]
+    creatives: npt.NDArray[np.int64]
+    attributes: npt.NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.products)
+
+    def take(self, index: npt.NDArray[np.int64] | npt.NDArray[np.bool_] | slice) -> Rows:
+        """Return the rows at ``index``."""
+        return Rows(self.products[index], self.creatives[index], self.attributes[index])
+
+    @staticmethod
+    def concatenate(parts: Sequence[Rows]) -> Rows:
+        """Return the rows of all parts, in order."""
+        return Rows(
+            np.concatenate([part.products for part in parts]),
+            np.concatenate([part.creatives for part in parts]),
+            np.concatenate([part.attributes for part in parts]),
+        )
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """Rows with what became of them.
+
+    ``weights`` is 1 for a label that is given and -1 for one that is taken back.
+    """
+
+    rows: Rows
+    clicks: npt.NDArray[np.float32]
+    weights: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, index: npt.NDArray[np.int64] | npt.NDArray[np.bool_] | slice) -> LabelledRows:
+        """Return the rows at ``index``."""
+        return LabelledRows(self.rows.take(index), self.clicks[index], self.weights[index])
+
+    @staticmethod
+    def concatenate(parts: Sequence[LabelledRows]) -> LabelledRows:
+        """Return the rows of all parts, in order."""
+        return LabelledRows(
+            Rows.concatenate([part.rows for part in parts]),
+            np.concatenate([part.clicks for part in parts]),
+            np.concatenate([part.weights for part in parts]),
+        )

@@ -1,0 +1,128 @@
+"""Settings of the online process: the preference model, groups, counts and shift detection."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from streams.attributes import TABLE_4
+
+
+class AttributeSettings(BaseModel):
+    """The users' attributes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    values: dict[str, tuple[str, ...]] = Field(
+        dict(TABLE_4), description="Attributes with their known values; default: the paper's twenty (Table 4)."
+    )
+    buckets: dict[str, int] = Field(
+        {}, description="Attributes without a list of values, and into how many buckets their values are hashed."
+    )
+
+
+class EncoderSettings(BaseModel):
+    """The frozen encoders of titles and images (Eq. 1)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    text: Literal["minilm", "hashed"] = Field(
+        "minilm",
+        description="Encoder of titles: all-MiniLM-L6-v2 (384-d), or a hash of the words (no model needed).",
+    )
+    image: Literal["efficientnet", "hashed"] = Field(
+        "efficientnet",
+        description="Encoder of creatives: EfficientNet-Lite0 (1280-d). `hashed` knows only the creative's id.",
+    )
+
+
+class ModelSettings(BaseModel):
+    """The preference model (Eq. 1-4) and its training."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    d_model: int = Field(128, ge=8, description="Width of the embeddings; the paper's is 128.")
+    d_field: int = Field(16, ge=2, description="Width of one attribute's embedding.")
+    d_hidden: int = Field(256, ge=8, description="Width of the user MLP's hidden layer.")
+    learning_rate: float = Field(2e-3, gt=0, le=1, description="Adam's step size.")
+    batch_rows: int = Field(512, ge=1, description="New labelled impressions of one step.")
+    replay_ratio: float = Field(1.0, ge=0, le=8, description="Replayed rows for each new row of a step.")
+    replay_rows: int = Field(131_072, ge=0, description="Labelled impressions that replay draws from.")
+    ema_steps: int = Field(64, ge=1, description="Steps over which the weights that are used are averaged.")
+
+
+class GroupSettings(BaseModel):
+    """Product-aware adaptive grouping (section 3.2, Algorithm 1), as a stream."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    k_min: int = Field(2, ge=2, description="Fewest groups tried (a product whose groups do not differ has one).")
+    k_max: int = Field(5, ge=2, le=16, description="Most groups tried; the paper's limit is 5.")
+    reservoir_users: int = Field(512, ge=64, description="Users sampled per product, on which K is chosen.")
+    reservoir_memory: float = Field(
+        8.0, ge=1, description="Impressions that the reservoir represents, in units of its size: larger forgets slower."
+    )
+    warm_up_impressions: int = Field(20_000, ge=0, description="Labelled impressions learnt before the first grouping.")
+    adopt_every_impressions: int = Field(20_000, ge=1, description="Labelled impressions between two encoder versions.")
+    refresh_products_per_batch: int = Field(
+        8, ge=1, description="Products re-embedded and regrouped in one micro-batch: the budget after a new version."
+    )
+    centroid_memory: float = Field(
+        4_096, ge=1, description="Impressions that a centroid remembers: its rate is 1/n until n reaches this."
+    )
+    k_hysteresis: float = Field(
+        0.02, ge=0, le=1, description="Silhouette by which another K must be better before it replaces the present one."
+    )
+    survive_overlap: float = Field(
+        0.5, gt=0, le=1, description="Jaccard overlap of members from which a new group is the old one."
+    )
+    distinct_p_value: float = Field(
+        0.01, gt=0, lt=1, description="Groups count as different when chance explains it with less than this."
+    )
+
+
+class CountSettings(BaseModel):
+    """Live counts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    half_life_s: int = Field(
+        604_800, ge=60, description="Time in which a live count loses half of its weight, seconds of event time."
+    )
+    user_buckets: int = Field(64, ge=2, le=4096, description="Buckets of users, from which arms get their intervals.")
+
+
+class ShiftSettings(BaseModel):
+    """Detection of changed tastes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    warm_up_impressions: int = Field(
+        2_000, ge=0, description="Labelled impressions of a product before its detector starts."
+    )
+    threshold: float = Field(
+        40.0, gt=0, description="Page-Hinkley threshold, in standard deviations of one impression's score."
+    )
+    delta: float = Field(0.15, ge=0, description="Drift of the score that is tolerated, in standard deviations.")
+    min_impressions: int = Field(
+        200, ge=1, description="Labelled impressions since the estimated change that a shift needs as evidence."
+    )
+    cool_down_impressions: int = Field(
+        3_000, ge=0, description="Labelled impressions of the product after a shift in which no other is published."
+    )
+
+
+class OnlineSettings(BaseModel):
+    """The online process."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: int = Field(0, ge=0, description="Seed of the weights and of every sample that is drawn.")
+    torch_threads: int = Field(1, ge=1, description="Threads of torch; more than there are cores is far slower.")
+    attributes: AttributeSettings = AttributeSettings()
+    encoders: EncoderSettings = EncoderSettings()
+    model: ModelSettings = ModelSettings()
+    groups: GroupSettings = GroupSettings()
+    counts: CountSettings = CountSettings()
+    shift: ShiftSettings = ShiftSettings()

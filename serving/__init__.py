@@ -1,0 +1,1 @@
+"""Serving: which creative to show, over HTTP, and the experiments on it."""

@@ -1,0 +1,1 @@
+"""Simulator: a world with known preferences, real products and creatives."""

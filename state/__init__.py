@@ -1,0 +1,1 @@
+"""State: everything the stream has learnt, in one LMDB environment with the offsets that it includes."""

@@ -1,0 +1,104 @@
+"""Reading the state: typed views over one consistent read transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+
+from state.records import (
+    SEPARATOR,
+    ArmRecord,
+    Cell,
+    CreativeRecord,
+    OffsetRecord,
+    ProductGroups,
+    ProductRecord,
+    ShiftRecord,
+    decode_cell,
+    split_arm_key,
+    split_number_key,
+    split_partition_key,
+)
+from state.store import ReadTransaction, Store, Table
+
+_PRODUCT = msgspec.msgpack.Decoder(ProductRecord)
+_CREATIVE = msgspec.msgpack.Decoder(CreativeRecord)
+_GROUPS = msgspec.msgpack.Decoder(ProductGroups)
+_OFFSET = msgspec.msgpack.Decoder(OffsetRecord)
+_ARM = msgspec.msgpack.Decoder(ArmRecord)
+_SHIFT = msgspec.msgpack.Decoder(ShiftRecord)
+
+
+class StateView:
+    """What the state held at one commit, as records.
+
+    Get one from `open_view`; it is valid only inside that ``with`` block.
+    """
+
+    def __init__(self, txn: ReadTransaction) -> None:
+        self._txn = txn
+
+    def products(self) -> list[ProductRecord]:
+        """Return every registered product, by id."""
+        return [_PRODUCT.decode(value) for _, value in self._txn.scan(Table.PRODUCTS)]
+
+    def creatives(self, product_id: str | None = None) -> list[CreativeRecord]:
+        """Return the creatives of one product, or of all, by product and id."""
+        prefix = b"" if product_id is None else product_id.encode() + SEPARATOR
+        return [_CREATIVE.decode(value) for _, value in self._txn.scan(Table.CREATIVES, prefix=prefix)]
+
+    def groups(self, product_id: str) -> ProductGroups | None:
+        """Return the groups of one product, or None before its first grouping."""
+        value = self._txn.get(Table.GROUPS, product_id.encode())
+        return None if value is None else _GROUPS.decode(value)
+
+    def clustering(self, product_id: str) -> bytes | None:
+        """Return the clustering record of one product, undecoded (`state.records.ClusteringRecord`)."""
+        return self._txn.get(Table.CLUSTERINGS, product_id.encode())
+
+    def cells(self, product_id: str | None = None) -> list[Cell]:
+        """Return the (product, group, creative) counts of one product, or of all."""
+        prefix = b"" if product_id is None else product_id.encode() + SEPARATOR
+        return [decode_cell(key, value) for key, value in self._txn.scan(Table.CELLS, prefix=prefix)]
+
+    def offsets(self) -> dict[tuple[str, int], OffsetRecord]:
+        """Return what has been consumed, by (topic, partition)."""
+        return {split_partition_key(key): _OFFSET.decode(value) for key, value in self._txn.scan(Table.OFFSETS)}
+
+    def arms(self) -> dict[tuple[str, str, int], ArmRecord]:
+        """Return the counts of the experiments, by (experiment, arm, user bucket)."""
+        return {split_arm_key(key): _ARM.decode(value) for key, value in self._txn.scan(Table.ARMS)}
+
+    def shifts(self) -> list[ShiftRecord]:
+        """Return every published shift, oldest first."""
+        found = [_SHIFT.decode(value) for _, value in self._txn.scan(Table.SHIFTS)]
+        return sorted(found, key=lambda shift: (shift.detected_at_ms, shift.event_id))
+
+    def encoder_weights(self, version: int) -> bytes | None:
+        """Return the weights of one encoder version, as the learner wrote them."""
+        return self._txn.get(Table.ENCODERS, b"v" + version.to_bytes(8, "big"))
+
+    def encoder_versions(self) -> list[int]:
+        """Return the encoder versions that are kept, oldest first."""
+        return [split_number_key(key[1:]) for key, _ in self._txn.scan(Table.ENCODERS, prefix=b"v")]
+
+    def meta(self, key: str) -> bytes | None:
+        """Return one entry of the meta table."""
+        return self._txn.get(Table.META, key.encode())
+
+    def n_waiting_clicks(self) -> int:
+        """Return how many clicks wait for their impression."""
+        return self._txn.count(Table.WAITING_CLICKS)
+
+    def n_outbox(self) -> int:
+        """Return how many outbound messages wait for the broker."""
+        return self._txn.count(Table.OUTBOX)
+
+
+@contextmanager
+def open_view(store: Store) -> Iterator[StateView]:
+    """Open a typed view of the last commit."""
+    with store.read() as txn:
+        yield StateView(txn)

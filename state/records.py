@@ -1,0 +1,277 @@
+"""Record layouts: what the tables hold, and how keys are made.
+
+Records are msgpack of typed structs. Arrays are little-endian float32 bytes with their shape in the
+docstring. Keys join ids with NUL, which no id may contain, so that a prefix scan finds one product.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+
+SEPARATOR = b"\x00"
+
+
+class OffsetRecord(msgspec.Struct, frozen=True, array_like=True):
+    """What has been consumed of one partition.
+
+    ``n_used`` includes ``n_duplicates`` (recognised and without effect). Every consumed event is
+    used, dead-lettered or (a click ahead of its impression) waiting.
+    """
+
+    next_offset: int
+    n_consumed: int
+    n_used: int
+    n_duplicates: int
+    n_dead_letters: int
+    last_event_ms: int
+
+
+class ProductRecord(msgspec.Struct, frozen=True, array_like=True):
+    """A registered product; ``title_features`` is float32 (D_title,).
+
+    ``number`` counts the registrations: rows of the learner name products by it.
+    """
+
+    number: int
+    product_id: str
+    title: str
+    category: str | None
+    image_uri: str | None
+    updated_at_ms: int
+    title_features: bytes
+
+
+class CreativeRecord(msgspec.Struct, frozen=True, array_like=True):
+    """A registered creative; ``image_features`` is float32 (D_image,), ``number`` as for products."""
+
+    number: int
+    creative_id: str
+    product_id: str
+    image_uri: str | None
+    image_sha256: str | None
+    prompt: str | None
+    origin: str
+    group_id: int | None
+    caused_by: str | None
+    created_at_ms: int
+    registered_at_ms: int
+    image_features: bytes
+
+
+class ImpressionRecord(msgspec.Struct, array_like=True):
+    """An impression whose click may still come; ``attributes`` is uint8 (N,), the value codes."""
+
+    product_id: str
+    creative_id: str
+    attributes: bytes
+    group_id: int
+    shown_at_ms: int
+    user_bucket: int
+    experiment: str | None
+    arm: str | None
+    clicked: bool
+    labelled: bool
+
+
+class WaitingClickRecord(msgspec.Struct, frozen=True, array_like=True):
+    """A click that came before its impression, with its place in the log for a dead letter."""
+
+    clicked_at_ms: int
+    topic: str
+    partition: int
+    offset: int
+    row: int
+    payload: bytes
+
+
+class Cell(msgspec.Struct, frozen=True):
+    """Counts of one creative in one group of one product.
+
+    ``n_*`` are for life and exact; ``live_*`` decay with event time (half-life in the settings).
+    """
+
+    product_id: str
+    group_id: int
+    creative_id: str
+    n_impressions: int
+    n_clicks: int
+    live_impressions: float
+    live_clicks: float
+    updated_at_ms: int
+
+
+class ProfileTrait(msgspec.Struct, frozen=True, array_like=True):
+    """A value more common in the group than among the product's users."""
+
+    attribute: str
+    value: str
+    share: float
+    lift: float
+
+
+class GroupRecord(msgspec.Struct, frozen=True, array_like=True):
+    """One group of a product's users; ``feature`` is float32 (11, D): Eq. 6, the centroid first."""
+
+    group_id: int
+    share: float
+    n_members: int
+    feature: bytes
+    profile: list[ProfileTrait]
+    born_at_ms: int
+
+
+class LineageRecord(msgspec.Struct, frozen=True, array_like=True):
+    """What became of a group at a regrouping: birth, death or merge (into ``successor_id``)."""
+
+    at_ms: int
+    kind: str
+    group_id: int
+    successor_id: int | None
+
+
+class ProductGroups(msgspec.Struct, frozen=True, array_like=True):
+    """The groups of one product, as of one encoder version.
+
+    ``p_value`` is that of the likelihood-ratio test that the groups' creative preferences differ;
+    None while there is too little to test. ``silhouettes`` has one entry for each K tried.
+    ``successors`` maps a retired group to the one that took over its counts.
+    """
+
+    product_id: str
+    encoder_version: int
+    groups: list[GroupRecord]
+    next_group_id: int
+    silhouettes: dict[int, float]
+    p_value: float | None
+    distinct: bool
+    refreshed_at_ms: int
+    lineage: list[LineageRecord]
+    successors: dict[int, int]
+
+
+class ClusteringRecord(msgspec.Struct, frozen=True, array_like=True):
+    """The moving part of a product's grouping.
+
+    ``centroids`` is float32 (sum of K over K_min..K_max, D), ``masses`` float32 over the same rows,
+    ``reservoir`` uint8 (n, N): attribute codes of sampled users, ``labels`` uint8 (n_k, n): the
+    reservoir's cluster for each K at the last refresh (255: drawn since then).
+    """
+
+    encoder_version: int
+    k: int
+    group_ids: list[int]
+    centroids: bytes
+    masses: bytes
+    n_seen: int
+    reservoir: bytes
+    user_keys: bytes
+    labels: bytes
+    n_since_refresh: int
+
+
+class ArmRecord(msgspec.Struct, frozen=True, array_like=True):
+    """Counts of one arm in one bucket of users and one phase of the experiment."""
+
+    n_impressions: int
+    n_clicks: int
+
+
+class ShiftRecord(msgspec.Struct, frozen=True, array_like=True):
+    """A published shift, as the report shows it."""
+
+    event_id: str
+    product_id: str
+    category: str | None
+    detected_at_ms: int
+    statistic: float
+    threshold: float
+    n_impressions_since_change: int
+    cells_before: list[tuple[int, str, int, int]]
+
+
+class OutboxRecord(msgspec.Struct, frozen=True, array_like=True):
+    """An outbound message, kept until the broker has acknowledged it."""
+
+    topic: str
+    key: str
+    timestamp_ms: int
+    payload: bytes
+
+
+_CELL = struct.Struct("<QQddQ")
+_U32 = struct.Struct(">I")
+_U64 = struct.Struct(">Q")
+
+
+def encode_record(record: msgspec.Struct) -> bytes:
+    """Return the bytes of a record."""
+    return _ENCODER.encode(record)
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+
+
+def encode_cell(cell: Cell) -> bytes:
+    """Return the counts of a cell as 40 fixed bytes."""
+    return _CELL.pack(cell.n_impressions, cell.n_clicks, cell.live_impressions, cell.live_clicks, cell.updated_at_ms)
+
+
+def decode_cell(key: bytes, value: bytes) -> Cell:
+    """Return the cell of a key and its 40 bytes."""
+    product_id, rest = key.split(SEPARATOR, 1)
+    group_id = _U32.unpack(rest[:4])[0]
+    return Cell(product_id.decode(), group_id, rest[4:].decode(), *_CELL.unpack(value))
+
+
+def cell_key(product_id: str, group_id: int, creative_id: str) -> bytes:
+    """Return the key of a (product, group, creative) cell; cells of a product lie together."""
+    return product_id.encode() + SEPARATOR + _U32.pack(group_id) + creative_id.encode()
+
+
+def creative_key(product_id: str, creative_id: str) -> bytes:
+    """Return the key of a creative; creatives of a product lie together."""
+    return product_id.encode() + SEPARATOR + creative_id.encode()
+
+
+def partition_key(topic: str, partition: int) -> bytes:
+    """Return the key of a partition's offset record."""
+    return topic.encode() + SEPARATOR + _U32.pack(partition)
+
+
+def split_partition_key(key: bytes) -> tuple[str, int]:
+    """Return (topic, partition) of a partition's key."""
+    topic, rest = key.split(SEPARATOR, 1)
+    return topic.decode(), _U32.unpack(rest)[0]
+
+
+def timer_key(at_ms: int, impression_id: str) -> bytes:
+    """Return the key of a timer; timers lie in the order in which they fire."""
+    return _U64.pack(at_ms) + impression_id.encode()
+
+
+def split_timer_key(key: bytes) -> tuple[int, str]:
+    """Return (time in ms, impression id) of a timer's key."""
+    return _U64.unpack(key[:8])[0], key[8:].decode()
+
+
+def number_key(number: int) -> bytes:
+    """Return a key that sorts by number (encoder versions, replay blocks, outbox entries)."""
+    return _U64.pack(number)
+
+
+def split_number_key(key: bytes) -> int:
+    """Return the number of a key made by `number_key`."""
+    return int(_U64.unpack(key)[0])
+
+
+def arm_key(experiment: str, arm: str, user_bucket: int) -> bytes:
+    """Return the key of an arm's counts in one bucket of users."""
+    return experiment.encode() + SEPARATOR + arm.encode() + SEPARATOR + _U32.pack(user_bucket)
+
+
+def split_arm_key(key: bytes) -> tuple[str, str, int]:
+    """Return (experiment, arm, user bucket) of an arm's key."""
+    experiment, arm, rest = key.split(SEPARATOR, 2)
+    return experiment.decode(), arm.decode(), _U32.unpack(rest)[0]

@@ -1,0 +1,1 @@
+"""Streams: events, their codecs, and the Kafka edge."""

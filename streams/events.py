@@ -1,0 +1,166 @@
+"""Event schemas: every message that crosses a topic, as typed structs.
+
+One struct per topic. Times are event times in milliseconds since the Unix epoch (``_ms``). Unknown
+fields are ignored, so that producers may add some; an unknown ``schema_version``, a missing field
+or a value outside its range is refused by the decoder and ends in the dead letters.
+The JSON Schemas in ``docs/schemas/`` are exported from here (``osmf schemas``).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+Id = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+\Z")]
+"""An identifier: 1 to 200 characters, no control characters (the state joins ids with NUL)."""
+
+TimeMs = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_999)]
+"""An event time: milliseconds since the Unix epoch, up to the year 9999."""
+
+Probability = Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
+"""The chance with which a policy chose what it showed."""
+
+SchemaVersion = Literal[1]
+
+
+class Impression(msgspec.Struct, frozen=True, kw_only=True):
+    """One showing of a creative of a product to a user.
+
+    ``attributes`` are the user's, as they were known when the creative was shown (features logged
+    at serving time cannot drift from those of training). Missing ones may be left out.
+    ``experiment`` and ``arm`` name the A/B arm that chose the creative, ``p_shown`` the chance with
+    which it did.
+    """
+
+    impression_id: Id
+    user_id: Id
+    product_id: Id
+    creative_id: Id
+    shown_at_ms: TimeMs
+    attributes: dict[str, str] = {}
+    experiment: Id | None = None
+    arm: Id | None = None
+    p_shown: Probability | None = None
+    schema_version: SchemaVersion = 1
+
+
+class Click(msgspec.Struct, frozen=True, kw_only=True):
+    """A click on an earlier impression; at most one per impression is counted."""
+
+    impression_id: Id
+    product_id: Id
+    clicked_at_ms: TimeMs
+    schema_version: SchemaVersion = 1
+
+
+class Product(msgspec.Struct, frozen=True, kw_only=True):
+    """A product: its title, and its cut-out picture where there is one."""
+
+    product_id: Id
+    title: Annotated[str, msgspec.Meta(min_length=1, max_length=2000)]
+    updated_at_ms: TimeMs
+    category: Id | None = None
+    image_uri: str | None = None
+    schema_version: SchemaVersion = 1
+
+
+class Creative(msgspec.Struct, frozen=True, kw_only=True):
+    """An image that may be shown for a product.
+
+    ``prompt`` is what it was drawn from, ``group_id`` the group it was made for and ``caused_by``
+    the id of the event that asked for it; all are absent for a picture that people made.
+    """
+
+    creative_id: Id
+    product_id: Id
+    created_at_ms: TimeMs
+    image_uri: str | None = None
+    image_sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")] | None = None
+    prompt: str | None = None
+    origin: Literal["catalogue", "generated"] = "catalogue"
+    group_id: int | None = None
+    caused_by: Id | None = None
+    schema_version: SchemaVersion = 1
+
+
+class ProfileEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One trait of a group: a value more common in it than among the product's users.
+
+    ``share`` is the value's share in the group, ``lift`` that share over the product's.
+    """
+
+    attribute: str
+    value: str
+    share: float
+    lift: float
+
+
+class CreativeCtr(msgspec.Struct, frozen=True, kw_only=True):
+    """A creative's CTR in a group: what was counted, and the shrunk estimate with its 95% interval."""
+
+    creative_id: str
+    n_impressions: int
+    n_clicks: int
+    ctr: float
+    ctr_low: float
+    ctr_high: float
+
+
+class ShiftedGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """A group of the shifted product: who is in it, and what it clicks since the change."""
+
+    group_id: int
+    share: float
+    profile: list[ProfileEntry]
+    creatives: list[CreativeCtr]
+
+
+class GroupsShifted(msgspec.Struct, frozen=True, kw_only=True):
+    """The tastes of a product's groups have changed.
+
+    ``statistic`` crossed ``threshold`` after ``n_impressions_since_change`` impressions from the
+    estimated change on. ``event_id`` depends only on the input, so a replay repeats it.
+    """
+
+    event_id: Id
+    product_id: Id
+    detected_at_ms: TimeMs
+    encoder_version: int
+    statistic: float
+    threshold: float
+    n_impressions_since_change: int
+    groups: list[ShiftedGroup]
+    category: str | None = None
+    schema_version: SchemaVersion = 1
+
+
+DeadLetterReason = Literal[
+    "bad_json",
+    "bad_arrow",
+    "unknown_version",
+    "missing_field",
+    "invalid_field",
+    "unknown_product",
+    "unknown_creative",
+    "unknown_impression",
+    "unreadable_image",
+]
+"""Why an event could not be used; ``docs/events.md`` has a line on each."""
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """An event that could not be used: why, where it stood, and its bytes."""
+
+    event_id: Id
+    reason: DeadLetterReason
+    detail: str
+    topic: str
+    partition: int
+    offset: int
+    payload: bytes
+    schema_version: SchemaVersion = 1
+
+
+Event = Impression | Click | Product | Creative | GroupsShifted | DeadLetter
+"""Any event of ours."""

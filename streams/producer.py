@@ -1,0 +1,79 @@
+"""Producer: events out to Kafka, acknowledged before they count as sent."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from streams.codec import encode, event_key, event_time_ms, topic_types
+from streams.events import Event
+from streams.settings import StreamSettings
+
+
+class SendError(RuntimeError):
+    """The broker did not take an event."""
+
+    def __init__(self, topic: str, cause: BaseException) -> None:
+        super().__init__(
+            f"the broker did not take an event for {topic!r} ({type(cause).__name__}: {cause}): it was not sent. "
+            "Check streams.bootstrap_servers and the broker's log; the event is kept and sent again at the next start."
+        )
+
+
+class EventProducer:
+    """Sends events to the topic of their type, keyed by product, stamped with their event time.
+
+    ``send`` returns before the broker has answered; ``flush`` waits for every answer and raises
+    `SendError` when one of them was a refusal.
+    """
+
+    def __init__(self, settings: StreamSettings, *, client_id: str) -> None:
+        from kafka import KafkaProducer
+
+        self._topics = {event_type: topic for topic, event_type in topic_types(settings.topics).items()}
+        self._producer = KafkaProducer(
+            bootstrap_servers=settings.bootstrap_servers.split(","),
+            client_id=client_id,
+            acks="all",
+            linger_ms=20,
+            batch_size=256 << 10,
+            **settings.client_options,
+        )
+        self._errors: list[tuple[str, BaseException]] = []
+
+    def send(self, event: Event) -> None:
+        """Send one event; the answer is awaited by `flush`."""
+        self.send_bytes(
+            self._topics[type(event)], event_key(event), encode(event), timestamp_ms=event_time_ms(event) or None
+        )
+
+    def send_bytes(self, topic: str, key: str, payload: bytes, *, timestamp_ms: int | None = None) -> None:
+        """Send bytes as they are; the answer is awaited by `flush`."""
+        future: Any = self._producer.send(topic, key=key.encode(), value=payload, timestamp_ms=timestamp_ms)
+        future.add_errback(lambda error: self._errors.append((topic, error)))
+
+    def flush(self) -> None:
+        """Wait until the broker has everything.
+
+        Raises
+        ------
+        SendError
+            The broker refused an event, or did not answer in time.
+        """
+        self._producer.flush()
+        if self._errors:
+            topic, error = self._errors[0]
+            self._errors.clear()
+            raise SendError(topic, error) from error
+
+    def close(self) -> None:
+        """Send what is left and close the connection."""
+        self._producer.close()
+
+    def __enter__(self) -> EventProducer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

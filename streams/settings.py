@@ -1,0 +1,70 @@
+"""Settings of the streams: the broker, the topics, the join's windows and a platform's own field names."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TopicSettings(BaseModel):
+    """Names of the topics."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    impressions: str = Field("osmf.impressions", description="Topic of impressions (in), keyed by product.")
+    clicks: str = Field("osmf.clicks", description="Topic of clicks (in), keyed by product.")
+    products: str = Field("osmf.products", description="Topic of products (in), keyed by product; may be compacted.")
+    creatives: str = Field("osmf.creatives", description="Topic of creatives (in, and out of the generator).")
+    groups_shifted: str = Field("osmf.groups-shifted", description="Topic of shifts (out), keyed by product.")
+    dead_letters: str = Field("osmf.dead-letters", description="Topic of events that could not be used (out).")
+
+
+class FieldMapSettings(BaseModel):
+    """A platform's own field names: ours on the left, theirs on the right; dots reach into objects."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    impressions: dict[str, str] = Field({}, description='For impressions, such as {creative_id = "ad.image_id"}.')
+    clicks: dict[str, str] = Field({}, description="For clicks.")
+    products: dict[str, str] = Field({}, description="For products.")
+    creatives: dict[str, str] = Field({}, description="For creatives.")
+
+
+class JoinSettings(BaseModel):
+    """Windows of the join of impressions and clicks, in event time."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    allowed_lateness_s: int = Field(
+        60, ge=0, description="How far the watermark stays behind the newest event, seconds of event time."
+    )
+    label_window_s: int = Field(
+        1_800, ge=1, description="How long training waits for an impression's click, seconds of event time."
+    )
+    attribution_window_s: int = Field(
+        86_400, ge=1, description="How long a click is still credited to its impression, seconds of event time."
+    )
+    click_wait_s: int = Field(
+        3_600,
+        ge=0,
+        description="How long a click waits for an impression that is not there yet, seconds of event time.",
+    )
+
+
+class StreamSettings(BaseModel):
+    """The broker, the topics and how events are read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bootstrap_servers: str = Field("127.0.0.1:9092", description="The brokers, host:port, separated by commas.")
+    consumer_group: str = Field(
+        "osmf-online", min_length=1, description="Group under which offsets are reported to the broker, for lag tools."
+    )
+    n_partitions: int = Field(1, ge=1, le=1024, description="Partitions of a topic that we create.")
+    batch_events: int = Field(4_096, ge=1, le=100_000, description="Events of a full micro-batch.")
+    linger_ms: int = Field(200, ge=0, description="How long a batch that is not full waits for more, milliseconds.")
+    client_options: dict[str, str] = Field(
+        {}, description="Further kafka-python client options (security_protocol, sasl_mechanism, ...)."
+    )
+    topics: TopicSettings = TopicSettings()
+    fields: FieldMapSettings = FieldMapSettings()
+    join: JoinSettings = JoinSettings()
