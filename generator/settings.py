@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -57,7 +58,7 @@ class GeneratorSettings(BaseModel):
     size_px: int = Field(512, description="Side of a creative, in pixels.", ge=64, le=4096)
     n_candidates: int = Field(
         4,
-        description="Prompts that are proposed and rendered for a group; the best ones that pass the checks are kept.",
+        description="Prompts that are proposed for a group; the best ones whose pictures pass the checks are kept.",
         ge=1,
         le=64,
     )
@@ -71,4 +72,30 @@ class GeneratorSettings(BaseModel):
         "jpeg", description="File format: jpeg is about a tenth of the size, png is without loss."
     )
     jpeg_quality: int = Field(88, description="JPEG quality, 1 to 95; 88 gives 20 to 60 KB at 512 px.", ge=1, le=95)
+    state_path: Path = Field(
+        Path("out/generator-state"),
+        description="Folder of the generator's own LMDB environment: its offsets, handled shifts and outbox.",
+    )
+    consumer_group: str = Field(
+        "osmf-generator", min_length=1, description="Group under which offsets are reported to the broker."
+    )
+    min_share: float = Field(
+        0.03, description="Groups with a smaller share of the product's users get no creatives.", ge=0.0, le=1.0
+    )
+    exploration: float = Field(
+        0.25,
+        description="How far words are drawn from what is known of them, in posterior standard deviations: 0 always "
+        "takes the best known words, 1 is Thompson sampling.",
+        ge=0.0,
+        le=4.0,
+    )
+    n_look_alikes: int = Field(
+        8, description="Most similar groups of other products whose clicks may be borrowed for a group.", ge=0, le=256
+    )
+    max_compared_products: int = Field(
+        500,
+        description="Products whose groups are searched for look-alikes, those of the same category first.",
+        ge=0,
+        le=100_000,
+    )
     checks: CheckSettings = Field(CheckSettings(), description="Limits of the checks before publication.")

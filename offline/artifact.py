@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -25,8 +26,6 @@ FORMAT_VERSION = 1
 
 _KIND = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _VERSION = re.compile(r"v(\d{6,})")
-
-Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
 
 
 class ArtifactError(RuntimeError):
@@ -76,9 +75,15 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     kind: str
     version: int
     created_at_ms: int
-    made_from: dict[str, Json]
+    made_from: dict[str, Any]
     figures: dict[str, float]
     files: dict[str, FileEntry]
+
+
+class _FormatVersion(msgspec.Struct):
+    """The one field that every version of the manifest has."""
+
+    format_version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +136,7 @@ class ArtifactDraft:
         self.path = path
         self.kind = kind
         self.version = version
-        self.made_from: dict[str, Json] = {}
+        self.made_from: dict[str, Any] = {}
         self.figures: dict[str, float] = {}
         self.finished: Artifact | None = None
 
@@ -259,13 +264,15 @@ def _finish(draft: ArtifactDraft, created_at_ms: int) -> Artifact:
 def _read_manifest(path: Path, content: bytes, kind: str, version: int) -> Manifest:
     manifest_path = path / MANIFEST
     try:
+        # Alone first: another version may have other fields.
+        found = msgspec.json.decode(content, type=_FormatVersion).format_version
+        if found != FORMAT_VERSION:
+            raise CorruptArtifactError(
+                manifest_path, f"its format_version is {found}, this program reads {FORMAT_VERSION}"
+            )
         manifest = msgspec.json.decode(content, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CorruptArtifactError(manifest_path, f"it is not a manifest ({error})") from error
-    if manifest.format_version != FORMAT_VERSION:
-        raise CorruptArtifactError(
-            manifest_path, f"its format_version is {manifest.format_version}, this program reads {FORMAT_VERSION}"
-        )
     if (manifest.kind, manifest.version) != (kind, version):
         raise CorruptArtifactError(
             manifest_path, f"it says {manifest.kind} version {manifest.version} where {kind} version {version} lies"

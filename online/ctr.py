@@ -262,7 +262,7 @@ def p_better(alpha_a: ArrayLike, beta_a: ArrayLike, alpha_b: ArrayLike, beta_b: 
 
     Where all four parameters are at least 8, the difference of the two logits, whose cumulants are sums
     of polygammas, is expanded by Edgeworth's series to the second order (error at most 5e-4; the plain
-    normal approximation would be 1e-2 off there). Elsewhere the integral of the density of b times the upper
+    normal approximation is up to 1.6e-2 off there). Elsewhere the integral of the density of b times the upper
     tail of a is taken by Gauss-Legendre quadrature on the logit scale (error at most 1e-4 for parameters from
     0.3 up; below that, which `shrink` hardly ever gives, up to 2e-2 at 0.05).
 

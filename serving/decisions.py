@@ -7,21 +7,13 @@ from dataclasses import dataclass
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
-from online.attributes import AttributeSchema
-from online.clustering import Floats as Embedded
-from online.clustering import assign
+from online.assignment import Assigner
 from online.ctr import shrink
-from online.encoders import feature_dims
-from online.features import FeatureBank
-from online.learner import Encoder
-from online.model import PreferenceModel
 from online.settings import OnlineSettings
 from serving.policy import Arm, Floats, arm_of, best_chances
 from serving.settings import ServingSettings
 from state.reading import StateView, open_view
-from state.records import ClusteringRecord, ProductRecord
 from state.store import Store
 
 
@@ -60,19 +52,14 @@ class UnservableProductError(ValueError):
 
 @dataclass(frozen=True)
 class _ProductPolicy:
-    number: int
-    version: int
     creative_ids: list[str]
     for_all: Floats
     for_groups: dict[int, Floats] | None
-    centroids: Embedded | None
-    group_ids: list[int]
 
 
 @dataclass(frozen=True)
 class _Policy:
     products: dict[str, _ProductPolicy]
-    encoders: dict[int, Encoder]
     n_impressions: int
 
 
@@ -87,66 +74,48 @@ class DecisionService:
         Settings that the state was built with.
     serving
         The policy's settings.
+    impressions_topic
+        Topic whose consumption `n_impressions` tells.
     """
 
-    def __init__(self, store: Store, online: OnlineSettings, serving: ServingSettings) -> None:
+    def __init__(
+        self, store: Store, online: OnlineSettings, serving: ServingSettings, *, impressions_topic: str
+    ) -> None:
+        self._topic = impressions_topic
         self._store = store
         self._settings = serving
-        self._online = online
-        self._schema = AttributeSchema(online.attributes)
-        self._bank = FeatureBank(*feature_dims(online.encoders))
-        self._titles: dict[str, bytes] = {}
+        self._assigner = Assigner(online)
         # Two streams of draws: refreshing runs beside deciding, in another thread.
         self._rng, self._policy_rng = np.random.default_rng(serving.seed).spawn(2)
-        self._policy = _Policy({}, {}, 0)
-        self._clusterings = msgspec.msgpack.Decoder(ClusteringRecord)
+        self._policy = _Policy({}, 0)
 
     def refresh(self) -> None:
         """Read the state and work out the policy; decisions go on with the old one meanwhile."""
         with open_view(self._store) as view:
-            products = {record.product_id: record for record in view.products()}
+            self._assigner.load(view)
             policies = {}
-            for product_id, record in products.items():
-                if self._titles.get(product_id) != record.title_features:
-                    self._bank.put_title(record.number, record.title_features)
-                    self._titles[product_id] = record.title_features
-                policy = self._product_policy(view, record)
+            for record in view.products():
+                policy = self._product_policy(view, record.product_id)
                 if policy is not None:
-                    policies[product_id] = policy
-            encoders = {}
-            for version in {policy.version for policy in policies.values()} - {0}:
-                encoders[version] = self._policy.encoders.get(version) or self._encoder(view, version)
+                    policies[record.product_id] = policy
             n_impressions = sum(
-                offset.n_consumed for (topic, _), offset in view.offsets().items() if topic.endswith("impressions")
+                offset.n_consumed for (topic, _), offset in view.offsets().items() if topic == self._topic
             )
-        self._policy = _Policy(policies, encoders, n_impressions)
+        self._policy = _Policy(policies, n_impressions)
 
-    def _encoder(self, view: StateView, version: int) -> Encoder:
-        weights = view.encoder_weights(version)
-        assert weights is not None, f"encoder version {version} is in use but not kept"
-        title_dim, image_dim = feature_dims(self._online.encoders)
-        model = PreferenceModel(self._schema.cardinalities, title_dim, image_dim, self._online.model)
-        return Encoder(model, weights, self._bank)
-
-    def _product_policy(self, view: StateView, product: ProductRecord) -> _ProductPolicy | None:
-        creative_ids = [creative.creative_id for creative in view.creatives(product.product_id)]
+    def _product_policy(self, view: StateView, product_id: str) -> _ProductPolicy | None:
+        creative_ids = [creative.creative_id for creative in view.creatives(product_id)]
         if not creative_ids:
             return None
         column = {creative_id: position for position, creative_id in enumerate(creative_ids)}
-        groups = view.groups(product.product_id)
+        groups = view.groups(product_id)
         if groups is None or not groups.groups:
             uniform = np.full((1, len(creative_ids)), 1 / len(creative_ids))
-            return _ProductPolicy(product.number, 0, creative_ids, uniform, None, None, [])
-        value = view.clustering(product.product_id)
-        assert value is not None
-        clustering = self._clusterings.decode(value)
-        d = self._online.model.d_model
-        centroids = np.frombuffer(clustering.centroids, np.float32).reshape(-1, d)
-        start = sum(range(self._online.groups.k_min, clustering.k))
+            return _ProductPolicy(creative_ids, uniform, None)
         row = {group.group_id: position for position, group in enumerate(groups.groups)}
         impressions, clicks = np.zeros((len(row), len(column))), np.zeros((len(row), len(column)))
         total = np.zeros((2, 1, len(column)))
-        for cell in view.cells(product.product_id):
+        for cell in view.cells(product_id):
             position = column[cell.creative_id]
             total[0, 0, position] += cell.live_impressions
             total[1, 0, position] += cell.live_clicks
@@ -156,13 +125,7 @@ class DecisionService:
         for_all = self._chances(*total)
         chances = self._chances(impressions, clicks) if groups.distinct else np.repeat(for_all, len(row), axis=0)
         return _ProductPolicy(
-            product.number,
-            clustering.encoder_version,
-            creative_ids,
-            for_all,
-            {group_id: chances[position] for group_id, position in row.items()},
-            centroids[start : start + clustering.k],
-            clustering.group_ids,
+            creative_ids, for_all, {group_id: chances[position] for group_id, position in row.items()}
         )
 
     def _chances(self, impressions: Floats, clicks: Floats) -> Floats:
@@ -196,12 +159,13 @@ class DecisionService:
         for request in requests:
             if request.product_id not in policy.products:
                 raise UnservableProductError(request.product_id)
-        products = [policy.products[request.product_id] for request in requests]
-        group_ids = self._groups(policy, products, requests)
+        group_ids = self._assigner.assign_many(
+            [request.product_id for request in requests], [request.attributes for request in requests]
+        )
         draws = self._rng.random(len(requests))
         return [
-            self._decide(request, product, group_id, draw)
-            for request, product, group_id, draw in zip(requests, products, group_ids, draws, strict=True)
+            self._decide(request, policy.products[request.product_id], group_id, draw)
+            for request, group_id, draw in zip(requests, group_ids, draws, strict=True)
         ]
 
     def _decide(self, request: DecisionRequest, product: _ProductPolicy, group_id: int | None, draw: float) -> Decision:
@@ -219,21 +183,3 @@ class DecisionService:
             self._settings.experiment if arm else None,
             group_id,
         )
-
-    def _groups(
-        self, policy: _Policy, products: list[_ProductPolicy], requests: Sequence[DecisionRequest]
-    ) -> list[int | None]:
-        group_ids: list[int | None] = [None] * len(requests)
-        attributes = self._schema.encode_many([request.attributes for request in requests])
-        numbers = np.fromiter((product.number for product in products), np.int64, len(products))
-        versions = np.fromiter((product.version for product in products), np.int64, len(products))
-        for version in np.unique(versions[versions > 0]):
-            rows: npt.NDArray[np.int64] = np.flatnonzero(versions == version)
-            embedded = policy.encoders[int(version)].embed_many(numbers[rows], attributes[rows])
-            for number in np.unique(numbers[rows]):
-                of_product = np.flatnonzero(numbers[rows] == number)
-                product = products[rows[of_product[0]]]
-                assert product.centroids is not None
-                for row, label in zip(rows[of_product], assign(embedded[of_product], product.centroids), strict=True):
-                    group_ids[row] = product.group_ids[label]
-        return group_ids

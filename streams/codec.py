@@ -56,9 +56,7 @@ class EventDecoder:
         known = {field.name for field in msgspec.structs.fields(event_type)}
         if unknown := sorted(set(self._paths) - known):
             raise FieldMapError(event_type, unknown, sorted(known))
-        self._required = {
-            field.name for field in msgspec.structs.fields(event_type) if field.default is msgspec.NODEFAULT
-        }
+        self._required = {field.name for field in msgspec.structs.fields(event_type) if field.required}
 
     def decode(self, payload: bytes | None) -> list[Event | Undecodable]:
         """Return the events of a message: one for JSON, one a row for Arrow IPC."""
@@ -80,8 +78,11 @@ class EventDecoder:
 
         try:
             with pa.ipc.open_stream(payload) as reader:
-                rows = reader.read_all().to_pylist()
-        except (pa.ArrowException, OSError, ValueError) as error:
+                table = reader.read_all()
+            # Arrow trusts the buffers that it is given: reading the values of a damaged one can end the process.
+            table.validate(full=True)
+            rows = table.to_pylist()
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             return [Undecodable("bad_arrow", str(error)[:MAX_DETAIL_CHARS], payload)]
         if not rows:
             return [Undecodable("bad_arrow", "a stream without rows", payload)]
@@ -90,7 +91,7 @@ class EventDecoder:
     def _clean_row(self, row: dict[str, Any]) -> dict[str, Any]:
         # A null of a column is an absent field; Arrow maps arrive as lists of pairs.
         attributes = row.get("attributes")
-        if isinstance(attributes, list):
+        if isinstance(attributes, list) and all(isinstance(p, tuple) and isinstance(p[0], str) for p in attributes):
             row = {**row, "attributes": dict(attributes)}
         if isinstance(row.get("attributes"), dict):
             row["attributes"] = {name: value for name, value in row["attributes"].items() if value is not None}

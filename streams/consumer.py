@@ -24,7 +24,11 @@ FIRST_FETCH_WAIT_S = 2.0
 """How long a batch waits for the first answer about a partition, seconds."""
 
 
-class StateAheadOfBrokerError(RuntimeError):
+class ConsumerError(RuntimeError):
+    """The log cannot be consumed from where the state stands."""
+
+
+class StateAheadOfBrokerError(ConsumerError):
     """The state has consumed more of a partition than the broker holds: it is another log."""
 
     def __init__(self, topic: str, partition: int, wanted: int, end: int) -> None:
@@ -35,7 +39,7 @@ class StateAheadOfBrokerError(RuntimeError):
         )
 
 
-class OffsetsExpiredError(RuntimeError):
+class OffsetsExpiredError(ConsumerError):
     """The broker no longer has messages that have not been consumed."""
 
     def __init__(self, topic: str, partition: int, wanted: int, first: int) -> None:
@@ -46,7 +50,7 @@ class OffsetsExpiredError(RuntimeError):
         )
 
 
-class TopicsMissingError(RuntimeError):
+class TopicsMissingError(ConsumerError):
     """A topic that is to be read is not on the broker."""
 
     def __init__(self, missing: list[str], bootstrap_servers: str) -> None:

@@ -15,6 +15,12 @@ import msgspec
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+\Z")]
 """An identifier: 1 to 200 characters, no control characters (the state joins ids with NUL)."""
 
+MAX_ID_BYTES = 200
+"""Bytes of an identifier in UTF-8: two of them make a key of the state, which holds 511."""
+
+GroupId = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
+"""A group's number within its product."""
+
 TimeMs = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_999)]
 """An event time: milliseconds since the Unix epoch, up to the year 9999."""
 
@@ -22,6 +28,21 @@ Probability = Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
 """The chance with which a policy chose what it showed."""
 
 SchemaVersion = Literal[1]
+
+
+def _check_id_bytes(event: msgspec.Struct, *names: str) -> None:
+    # The schema counts characters; only text that is not ASCII can have more bytes than that.
+    for name in names:
+        value: str | None = getattr(event, name)
+        if value is not None and not value.isascii() and len(value.encode()) > MAX_ID_BYTES:
+            raise IdTooLongError(name, len(value.encode()))
+
+
+class IdTooLongError(ValueError):
+    """An identifier has too many bytes to be a part of the state's keys."""
+
+    def __init__(self, name: str, n_bytes: int) -> None:
+        super().__init__(f"{name} has {n_bytes} bytes in UTF-8; at most {MAX_ID_BYTES} are allowed")
 
 
 class Impression(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +65,10 @@ class Impression(msgspec.Struct, frozen=True, kw_only=True):
     p_shown: Probability | None = None
     schema_version: SchemaVersion = 1
 
+    def __post_init__(self) -> None:
+        """Check what a schema cannot: the ids' bytes."""
+        _check_id_bytes(self, "impression_id", "product_id", "creative_id", "experiment", "arm")
+
 
 class Click(msgspec.Struct, frozen=True, kw_only=True):
     """A click on an earlier impression; at most one per impression is counted."""
@@ -52,6 +77,10 @@ class Click(msgspec.Struct, frozen=True, kw_only=True):
     product_id: Id
     clicked_at_ms: TimeMs
     schema_version: SchemaVersion = 1
+
+    def __post_init__(self) -> None:
+        """Check what a schema cannot: the ids' bytes."""
+        _check_id_bytes(self, "impression_id", "product_id")
 
 
 class Product(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +92,10 @@ class Product(msgspec.Struct, frozen=True, kw_only=True):
     category: Id | None = None
     image_uri: str | None = None
     schema_version: SchemaVersion = 1
+
+    def __post_init__(self) -> None:
+        """Check what a schema cannot: the ids' bytes."""
+        _check_id_bytes(self, "product_id")
 
 
 class Creative(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,9 +112,13 @@ class Creative(msgspec.Struct, frozen=True, kw_only=True):
     image_sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")] | None = None
     prompt: str | None = None
     origin: Literal["catalogue", "generated"] = "catalogue"
-    group_id: int | None = None
+    group_id: GroupId | None = None
     caused_by: Id | None = None
     schema_version: SchemaVersion = 1
+
+    def __post_init__(self) -> None:
+        """Check what a schema cannot: the ids' bytes."""
+        _check_id_bytes(self, "creative_id", "product_id")
 
 
 class ProfileEntry(msgspec.Struct, frozen=True, kw_only=True):

@@ -92,6 +92,25 @@ def test_small_shapes_hold_too(n_groups, n_creatives):
     assert 0.92 <= np.mean(held) <= 0.985
 
 
+def test_decayed_counts_keep_intervals_and_leave_the_interaction_test_cautious():
+    rng = np.random.default_rng(41)
+    held, p_values = [], []
+
+    def decay(truth):
+        clicks = rng.random((*truth.shape, 400)) < truth[..., None]
+        weight = 0.5 ** rng.uniform(0, 3, clicks.shape)  # ages of up to three half-lives
+        return weight.sum(axis=-1), (weight * clicks).sum(axis=-1)
+
+    for _ in range(150):
+        creative = rng.beta(15, 285, 8)
+        truth = rng.beta(creative * 300, (1 - creative) * 300, (4, 8))
+        found = shrink(*decay(truth))
+        held.append(((truth >= found.ctr_low) & (truth <= found.ctr_high)).mean())
+        p_values.append(interaction_p_value(*decay(np.broadcast_to(creative, (4, 8)))))
+    assert 0.92 <= np.mean(held) <= 0.98
+    assert np.mean(np.array(p_values) < 0.05) <= 0.05
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 4), (3, 1), (5, 12)])
 def test_nothing_seen_gives_the_product_prior(shape):
     found = shrink(np.zeros(shape), np.zeros(shape))

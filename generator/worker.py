@@ -1,0 +1,352 @@
+"""The generator worker: from a shifted group to published creatives, once each whatever happens.
+
+The order is what makes a kill harmless. 1. A message is polled from the offset of the last commit.
+2. Prompts are proposed, pictures drawn and checked. 3. The files of those to publish are written;
+they are named by their content. 4. One LMDB transaction takes offset, handled shift and outbound
+events. 5. The events are sent, with ids that a repetition repeats. 6. Those that the broker has
+acknowledged leave the outbox with the next commit. Killed before 4, the shift is worked off again
+and an unused file may stay; killed after it, nothing is drawn again and only 5 is repeated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+
+from generator.procedural import ProceduralRenderer
+from generator.refresh import Refresher
+from generator.renderer import Renderer
+from generator.settings import GeneratorSettings
+from generator.storage import ImageStore
+from generator.surroundings import UnusableShift, check_numbers, look_around
+from state.reading import open_view
+from state.records import CreativeRecord, OffsetRecord, OutboxRecord, encode_record, number_key, partition_key
+from state.settings import StateSettings
+from state.store import ChangeSet, StateMissingError, Store, Table
+from streams import codec
+from streams.codec import EventDecoder, Undecodable, event_key, event_time_ms
+from streams.consumer import BatchConsumer
+from streams.events import Creative, DeadLetter, GroupsShifted
+from streams.merge import Message
+from streams.outbox import Outbox
+from streams.producer import EventProducer
+from streams.settings import StreamSettings
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.5
+STATE_WAIT_S = 0.2
+"""How long to wait before looking again for a state that is not there yet, seconds."""
+
+_HEAD_KEY = b"generator"
+_CREATIVE = msgspec.msgpack.Decoder(CreativeRecord)
+
+
+class Head(msgspec.Struct, array_like=True):
+    """The worker's small numbers."""
+
+    n_outbox: int = 0
+    n_published: int = 0
+    n_refused: int = 0
+
+
+@dataclass
+class Handled:
+    """What one message led to: everything that changes, and what will be published."""
+
+    changes: ChangeSet
+    creatives: list[Creative] = field(default_factory=list)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+
+
+class MessageSource(Protocol):
+    """Where messages come from; :class:`streams.consumer.BatchConsumer` is one."""
+
+    def poll(self, timeout_s: float) -> list[Message]:
+        """Return the next messages, none when nothing came in time."""
+        ...
+
+    def report(self, offsets: Mapping[tuple[str, int], int]) -> None:
+        """Tell the broker how far we have come."""
+        ...
+
+
+class GeneratorWorker:
+    """Turns messages about shifts into change sets.
+
+    It keeps nothing between messages but a cache of fingerprints: what it knows lies in its store.
+
+    Parameters
+    ----------
+    streams, settings
+        The settings.
+    online
+        The online state, opened for reading.
+    own
+        The generator's own state.
+    renderer, images
+        Draws pictures, and keeps them.
+    """
+
+    def __init__(
+        self,
+        streams: StreamSettings,
+        settings: GeneratorSettings,
+        online: Store,
+        own: Store,
+        renderer: Renderer,
+        images: ImageStore,
+    ) -> None:
+        self._topics = streams.topics
+        self._settings = settings
+        self._online = online
+        self._own = own
+        self._decoder = EventDecoder(GroupsShifted)
+        self._refresher = Refresher(settings, renderer, images)
+
+    def handle(self, message: Message) -> Handled:
+        """Work off one message; its pictures are stored when this returns, nothing else has changed.
+
+        Raises
+        ------
+        OSError
+            A picture could not be stored; nothing is lost, the message can be handled again.
+        """
+        handled = Handled(ChangeSet())
+        with self._own.read() as txn:
+            found = txn.get(Table.META, _HEAD_KEY)
+        head = Head() if found is None else msgspec.msgpack.decode(found, type=Head)
+        events = self._decoder.decode(message.value)
+        n_duplicates = 0
+        for row, event in enumerate(events):
+            try:
+                if isinstance(event, Undecodable):
+                    raise UnusableShift(event.reason, event.detail)
+                assert isinstance(event, GroupsShifted)
+                if self._is_handled(event, handled.changes):
+                    n_duplicates += 1
+                    continue
+                self._refresh(event, handled, head)
+            except UnusableShift as error:
+                payload = event.payload if isinstance(event, Undecodable) else message.value or b""
+                handled.dead_letters.append(_dead_letter(message, row, error, payload))
+                log.warning("%s: dead-lettered: %s: %s", _place(message, row), error.reason, error)
+        outbound: list[tuple[str, Creative | DeadLetter]] = []
+        outbound += [(self._topics.creatives, creative) for creative in handled.creatives]
+        outbound += [(self._topics.dead_letters, letter) for letter in handled.dead_letters]
+        for topic, item in outbound:
+            head.n_outbox += 1
+            record = OutboxRecord(topic, event_key(item), event_time_ms(item), codec.encode(item))
+            handled.changes.put(Table.OUTBOX, number_key(head.n_outbox), encode_record(record))
+        handled.changes.put(Table.META, _HEAD_KEY, encode_record(head))
+        self._count(message, len(events), n_duplicates, handled)
+        return handled
+
+    def _is_handled(self, event: GroupsShifted, changes: ChangeSet) -> bool:
+        key = _shift_key(event.event_id)
+        if changes.has(Table.SHIFTS, key):
+            return True
+        with self._own.read() as txn:
+            return txn.get(Table.SHIFTS, key) is not None
+
+    def _count(self, message: Message, n_events: int, n_duplicates: int, handled: Handled) -> None:
+        key = partition_key(message.topic, message.partition)
+        with self._own.read() as txn:
+            found = txn.get(Table.OFFSETS, key)
+        old = OffsetRecord(0, 0, 0, 0, 0, 0) if found is None else msgspec.msgpack.decode(found, type=OffsetRecord)
+        n_dead = len(handled.dead_letters)
+        new = OffsetRecord(
+            message.offset + 1,
+            old.n_consumed + n_events,
+            old.n_used + n_events - n_dead,
+            old.n_duplicates + n_duplicates,
+            old.n_dead_letters + n_dead,
+            max(old.last_event_ms, message.timestamp_ms),
+        )
+        handled.changes.put(Table.OFFSETS, key, encode_record(new))
+
+    def _refresh(self, event: GroupsShifted, handled: Handled, head: Head) -> None:
+        check_numbers(event)
+        with open_view(self._online) as view:
+            around = look_around(event, view, self._published(event.product_id, handled.changes), self._settings)
+        refreshed = self._refresher.refresh(event, around)
+        for creative in refreshed.creatives:
+            key = _own_prefix(creative.product_id) + creative.creative_id.encode()
+            handled.changes.put(Table.CREATIVES, key, encode_record(_record(creative, head.n_published)))
+            head.n_published += 1
+        head.n_refused += sum(c.refused is not None for group in refreshed.record.groups for c in group.candidates)
+        handled.changes.put(Table.SHIFTS, _shift_key(event.event_id), encode_record(refreshed.record))
+        handled.creatives += refreshed.creatives
+
+    def _published(self, product_id: str, changes: ChangeSet) -> list[CreativeRecord]:
+        """Return what was published for a product, by earlier messages and by earlier rows of this one."""
+        prefix = _own_prefix(product_id)
+        with self._own.read() as txn:
+            found = [value for _, value in txn.scan(Table.CREATIVES, prefix=prefix)]
+        found += [value for key, value in changes.of(Table.CREATIVES) if value is not None and key.startswith(prefix)]
+        return [_CREATIVE.decode(value) for value in found]
+
+
+def _place(message: Message, row: int) -> str:
+    return f"{message.topic}-{message.partition}-{message.offset}-{row}"
+
+
+def _dead_letter(message: Message, row: int, error: UnusableShift, payload: bytes) -> DeadLetter:
+    return DeadLetter(
+        event_id=_place(message, row),
+        reason=error.reason,
+        detail=str(error),
+        topic=message.topic,
+        partition=message.partition,
+        offset=message.offset,
+        payload=payload,
+    )
+
+
+def _shift_key(event_id: str) -> bytes:
+    return hashlib.sha256(event_id.encode()).digest()  # an id of 200 characters can be longer than an LMDB key
+
+
+def _own_prefix(product_id: str) -> bytes:
+    return hashlib.sha256(product_id.encode()).digest()
+
+
+def _record(creative: Creative, number: int) -> CreativeRecord:
+    return CreativeRecord(
+        number,
+        creative.creative_id,
+        creative.product_id,
+        creative.image_uri,
+        creative.image_sha256,
+        creative.prompt,
+        creative.origin,
+        creative.group_id,
+        creative.caused_by,
+        creative.created_at_ms,
+        creative.created_at_ms,
+        b"",  # features are the online process's matter
+    )
+
+
+def work(
+    worker: GeneratorWorker,
+    source: MessageSource,
+    own: Store,
+    outbox: Outbox,
+    *,
+    clock_s: Callable[[], float],
+    stop: Callable[[], bool],
+    until_idle_s: float | None = None,
+    on_emitted: Callable[[Creative], None] = lambda _: None,
+) -> None:
+    """Work off messages until told to stop: handle, commit, send; see `run_generator`."""
+    last_s = clock_s()
+    while not stop():
+        outbox.send()  # also what an earlier run, or a broker that was away, has left
+        messages = source.poll(POLL_S)
+        if not messages and until_idle_s is not None and clock_s() - last_s >= until_idle_s:
+            break
+        for message in messages:
+            if stop():
+                break
+            handled = worker.handle(message)
+            outbox.clear(handled.changes)
+            own.commit(handled.changes)
+            outbox.send()
+            source.report({(message.topic, message.partition): message.offset + 1})
+            for creative in handled.creatives:
+                on_emitted(creative)
+            last_s = clock_s()
+    leftover = ChangeSet()
+    outbox.clear(leftover)
+    if len(leftover):
+        own.commit(leftover)
+
+
+def run_generator(
+    streams: StreamSettings,
+    generator: GeneratorSettings,
+    state: StateSettings,
+    *,
+    clock_s: Callable[[], float],
+    stop: Callable[[], bool],
+    until_idle_s: float | None = None,
+    on_emitted: Callable[[Creative], None] = lambda _: None,
+    sleep: Callable[[float], object] = time.sleep,
+) -> None:
+    """Consume shifts and publish creatives until told to stop.
+
+    Parameters
+    ----------
+    streams, generator
+        The settings.
+    state
+        Where the online state lies; it is only read, and waited for where it is not there yet.
+    clock_s
+        A monotonic clock, seconds.
+    stop
+        Asked between shifts.
+    until_idle_s
+        Stop by itself when nothing has come for this long; None: go on.
+    on_emitted
+        Told of every creative once it is committed and was handed to the broker.
+    sleep
+        Waits some seconds for the online state.
+
+    Raises
+    ------
+    streams.consumer.TopicsMissingError
+        The broker has no topic of shifts.
+    state.store.StateLockedError
+        Another generator uses the same ``generator.state_path``.
+    """
+    streams = streams.model_copy(update={"consumer_group": generator.consumer_group})
+    with (
+        Store(generator.state_path, map_size_mib=state.map_size_mib, sync=state.sync) as own,
+        EventProducer(streams, client_id="osmf-generator") as producer,
+    ):
+        outbox = Outbox(own, producer)
+        outbox.send()
+        online = _await_state(state, clock_s, stop, until_idle_s, sleep)
+        if online is None:
+            return
+        with open_view(own) as view:
+            offsets = {partition: record.next_offset for partition, record in view.offsets().items()}
+        with online, BatchConsumer(streams, [streams.topics.groups_shifted], offsets, clock_s) as consumer:
+            worker = GeneratorWorker(streams, generator, online, own, ProceduralRenderer(), ImageStore.of(generator))
+            work(
+                worker,
+                consumer,
+                own,
+                outbox,
+                clock_s=clock_s,
+                stop=stop,
+                until_idle_s=until_idle_s,
+                on_emitted=on_emitted,
+            )
+
+
+def _await_state(
+    state: StateSettings,
+    clock_s: Callable[[], float],
+    stop: Callable[[], bool],
+    until_idle_s: float | None,
+    sleep: Callable[[float], object],
+) -> Store | None:
+    """Open the online state for reading once it is there; None when told to stop, or idle for too long."""
+    started_s = clock_s()
+    while not stop():
+        try:
+            return Store(state.path, readonly=True, map_size_mib=state.map_size_mib)
+        except StateMissingError as error:
+            if until_idle_s is not None and clock_s() - started_s >= until_idle_s:
+                log.warning("%s", error)
+                return None
+        sleep(STATE_WAIT_S)
+    return None

@@ -1,0 +1,5 @@
+"""``python -m osmf``: the command line."""
+
+from osmf.cli import app
+
+app()

@@ -1,0 +1,270 @@
+"""The command line: ``osmf COMMAND``. Heavy packages are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from osmf import __version__
+from osmf.settings import CONFIG_VARIABLE, Settings, SettingsRefusedError, describe_settings, load_settings
+
+if TYPE_CHECKING:
+    from state.store import Store
+
+app = typer.Typer(
+    name="osmf",
+    help="One Size, Many Fits: group-wise creative optimisation, streaming and online.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[
+    str | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON to FILE, or to - (stdout).")
+]
+StatePath = Annotated[Path | None, typer.Option("--state", help="Folder of the state; default: state.path.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Settings file; default: osmf.toml in this folder, if there.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Set up what all commands share."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    for chatty in ("kafka", "apscheduler", "httpx", "transformers"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if config is not None:
+        os.environ[CONFIG_VARIABLE] = str(config)
+
+
+def _fail(message: object) -> typer.Exit:
+    typer.secho(f"osmf: {message}", fg=typer.colors.RED, err=True)
+    return typer.Exit(1)
+
+
+def _settings() -> Settings:
+    try:
+        return load_settings()
+    except SettingsRefusedError as error:
+        raise _fail(error) from error
+
+
+def _until_signal() -> threading.Event:
+    """Return an event that SIGTERM and SIGINT set: loops then end after the work in hand."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder that the run writes; what a former run left there goes.")] = Path(
+        "out/demo"
+    ),
+    impressions: Annotated[int | None, typer.Option(min=1_000, help="Impressions of the run.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the simulated world.")] = None,
+    json: Json = None,
+) -> None:
+    """Run the whole loop on this machine and leave a report."""
+    from osmf.demo import DemoError, run_demo
+
+    try:
+        run_demo(_settings(), out, n_impressions=impressions, seed=seed, json_target=json)
+    except DemoError as error:
+        raise _fail(error) from error
+
+
+@app.command()
+def broker(
+    topics_only: Annotated[
+        bool, typer.Option("--topics-only", help="Create the topics on a running broker, and end.")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port on loopback; 0 takes a free one.")] = 9092,
+    log: Annotated[Path, typer.Option(help="Log of the broker.")] = Path("out/broker.log"),
+) -> None:
+    """Run a local Kafka-protocol broker in memory, with our topics."""
+    from streams.broker import BrokerMissingError, BrokerNotStartedError, LocalBroker, TopicMismatchError, create_topics
+
+    settings = _settings().streams
+    wanted = dict.fromkeys(settings.topics.model_dump().values(), settings.n_partitions)
+    try:
+        if topics_only:
+            made = create_topics(settings.bootstrap_servers, wanted, client_options=settings.client_options)
+            typer.echo(f"created {', '.join(made)}" if made else "all topics are there already")
+            return
+        stop = _until_signal()
+        with LocalBroker(topics=wanted, log_path=log, port=port) as local:
+            typer.echo(f"listening on {local.bootstrap_servers}; Ctrl-C ends it and drops what it holds")
+            stop.wait()
+    except (BrokerMissingError, BrokerNotStartedError, TopicMismatchError) as error:
+        raise _fail(error) from error
+
+
+@app.command()
+def online(
+    until_idle_s: Annotated[
+        float | None, typer.Option(min=0, help="End when nothing has come for this long, seconds.")
+    ] = None,
+) -> None:
+    """Consume, learn, group and count: the online process."""
+    from online.worker import run_online
+    from state.store import StateError
+    from streams.consumer import ConsumerError
+
+    settings = _settings()
+    stop = _until_signal()
+    try:
+        run_online(
+            settings.streams,
+            settings.online,
+            settings.state,
+            clock_s=time.monotonic,
+            stop=stop.is_set,
+            until_idle_s=until_idle_s,
+        )
+    except (StateError, ConsumerError) as error:
+        raise _fail(error) from error
+
+
+@app.command()
+def generator(
+    until_idle_s: Annotated[
+        float | None, typer.Option(min=0, help="End when nothing has come for this long, seconds.")
+    ] = None,
+) -> None:
+    """Make new creatives for groups that have shifted: the generator process."""
+    from generator.worker import run_generator
+    from state.store import StateError
+    from streams.consumer import ConsumerError
+
+    settings = _settings()
+    stop = _until_signal()
+    try:
+        run_generator(
+            settings.streams,
+            settings.generator,
+            settings.state,
+            clock_s=time.monotonic,
+            stop=stop.is_set,
+            until_idle_s=until_idle_s,
+        )
+    except (StateError, ConsumerError) as error:
+        raise _fail(error) from error
+
+
+@app.command()
+def offline(
+    once: Annotated[bool, typer.Option("--once", help="Run the job now, once, and end.")] = False,
+) -> None:
+    """Rebuild GAIP rows and pairs from snapshots, on a schedule: the offline process."""
+    from offline.jobs import run_once, run_schedule
+
+    settings = _settings()
+    if once:
+        record = run_once(settings.offline, settings.state.path)
+        typer.echo(
+            f"{record.outcome}: {record.artifact or record.reason} ({record.n_rows} rows, {record.n_pairs} pairs)"
+        )
+        raise typer.Exit(1 if record.outcome == "failed" else 0)
+    run_schedule(settings.offline, settings.state.path)
+
+
+@app.command()
+def serve(
+    port: Annotated[int | None, typer.Option(min=0, max=65_535, help="Port; default: serving.port.")] = None,
+) -> None:
+    """Answer which creative to show, over HTTP: the serving process."""
+    import torch
+
+    from serving.app import run_api
+    from serving.decisions import DecisionService
+
+    settings = _settings()
+    torch.set_num_threads(settings.online.torch_threads)
+    serving = settings.serving if port is None else settings.serving.model_copy(update={"port": port})
+    store = _wait_for_state(settings.state.path)
+    with store:
+        service = DecisionService(
+            store, settings.online, serving, impressions_topic=settings.streams.topics.impressions
+        )
+        service.refresh()
+        run_api(service, serving, lambda address: typer.echo(f"serving on {address}"))
+
+
+def _wait_for_state(path: Path) -> Store:
+    from state.store import StateMissingError, Store
+
+    told = False
+    while True:
+        try:
+            return Store(path, readonly=True)
+        except StateMissingError as error:
+            if not told:
+                typer.echo(f"waiting: {error}")
+                told = True
+            time.sleep(0.2)
+
+
+@app.command()
+def simulate() -> None:
+    """Simulate users of a world with known preferences, against the broker and the decision service."""
+    from simulator.session import simulate as run
+
+    settings = _settings()
+    stop = _until_signal()
+    try:
+        truth = run(settings.simulator, settings.streams, stop=stop)
+    except RuntimeError as error:
+        raise _fail(error) from error
+    typer.echo(
+        f"{truth.n_impressions} impressions and {truth.n_clicks} clicks; {settings.simulator.out_dir}/truth.json"
+    )
+
+
+@app.command()
+def schemas(
+    out: Annotated[Path, typer.Option(help="Folder that the files are written to.")] = Path("docs/schemas"),
+) -> None:
+    """Write the JSON Schema of every event."""
+    import msgspec
+
+    from streams.codec import json_schemas
+
+    out.mkdir(parents=True, exist_ok=True)
+    for name, schema in json_schemas().items():
+        (out / name).write_bytes(msgspec.json.format(msgspec.json.encode(schema), indent=2) + b"\n")
+    typer.echo(f"wrote {len(json_schemas())} schemas to {out}")
+
+
+@app.command("settings")
+def show_settings() -> None:
+    """List every setting with its default and what it means."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("key", "default", "meaning", show_lines=False)
+    for key, default, description in describe_settings():
+        table.add_row(key, default, description)
+    Console().print(table)

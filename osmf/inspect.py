@@ -1,0 +1,404 @@
+"""Inspect: what a state holds, for people as tables and for machines as figures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from rich.table import Table
+
+from online.ctr import shrink
+from online.metrics import MetricPoint, read_metrics
+from osmf.figures import Figures, commit, device
+from state.reading import StateView, open_view
+from state.records import Cell, GroupRecord, OffsetRecord, ProductGroups, ProductRecord
+from state.store import Store
+
+MOST_ROWS: Final = 40
+"""Products, or creatives of a product, that the tables show."""
+
+
+class ProductMissingError(ValueError):
+    """A product that is to be looked at is not in the state."""
+
+    def __init__(self, product_id: str, known: list[str]) -> None:
+        some = ", ".join(known[:10]) + (f" and {len(known) - 10} more" if len(known) > 10 else "")
+        super().__init__(f"no product {product_id!r} in this state; it has {some or 'none'}. Nothing is shown.")
+
+
+@dataclass(frozen=True)
+class CellReading:
+    """One (product, group, creative) with its CTR, shrunk, and the 95% interval."""
+
+    cell: Cell
+    ctr: float
+    ctr_low: float
+    ctr_high: float
+
+
+@dataclass(frozen=True)
+class CreativeReading:
+    """One creative of a product, over all groups."""
+
+    creative_id: str
+    origin: str
+    n_impressions: int
+    n_clicks: int
+    ctr: float
+
+
+@dataclass(frozen=True)
+class ProductReading:
+    """One product with its groups, cells and creatives; ``creatives`` by impressions, the most first."""
+
+    record: ProductRecord
+    groups: ProductGroups | None
+    cells: list[CellReading]
+    creatives: list[CreativeReading]
+
+    @property
+    def n_impressions(self) -> int:
+        """Impressions over all cells."""
+        return sum(reading.cell.n_impressions for reading in self.cells)
+
+    @property
+    def n_clicks(self) -> int:
+        """Clicks over all cells."""
+        return sum(reading.cell.n_clicks for reading in self.cells)
+
+    @property
+    def present(self) -> list[GroupRecord]:
+        """The groups that the product has now."""
+        return [] if self.groups is None else self.groups.groups
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a state held at one commit."""
+
+    path: Path
+    products: list[ProductReading]
+    offsets: dict[tuple[str, int], OffsetRecord]
+    points: list[MetricPoint]
+    encoder_versions: list[int]
+    n_creatives: int
+    n_shifts: int
+    n_waiting_clicks: int
+    n_outbox: int
+
+
+def inspect_state(path: Path, *, product_id: str | None = None) -> Inspection:
+    """Read a state, while it is being written or not.
+
+    Parameters
+    ----------
+    path
+        The state's folder.
+    product_id
+        The only product to read; None: all.
+
+    Raises
+    ------
+    ProductMissingError
+        There is no such product.
+    state.store.StateMissingError
+        There is no state.
+    """
+    with Store(path, readonly=True) as store, open_view(store) as view:
+        products = view.products()
+        chosen = [product for product in products if product_id in (None, product.product_id)]
+        if product_id is not None and not chosen:
+            raise ProductMissingError(product_id, [product.product_id for product in products])
+        return Inspection(
+            path=path,
+            products=[_read_product(view, product) for product in chosen],
+            offsets=view.offsets(),
+            points=read_metrics(view.meta("metrics")),
+            encoder_versions=view.encoder_versions(),
+            n_creatives=len(view.creatives(product_id)),
+            n_shifts=sum(product_id in (None, shift.product_id) for shift in view.shifts()),
+            n_waiting_clicks=view.n_waiting_clicks(),
+            n_outbox=view.n_outbox(),
+        )
+
+
+def _read_product(view: StateView, product: ProductRecord) -> ProductReading:
+    origins = {creative.creative_id: creative.origin for creative in view.creatives(product.product_id)}
+    cells = view.cells(product.product_id)
+    group_ids = sorted({cell.group_id for cell in cells})
+    creative_ids = sorted({cell.creative_id for cell in cells} | origins.keys())
+    row_of = {group_id: row for row, group_id in enumerate(group_ids)}
+    column_of = {creative_id: column for column, creative_id in enumerate(creative_ids)}
+    impressions = np.zeros((max(len(group_ids), 1), len(creative_ids)))  # (G, C)
+    clicks = np.zeros_like(impressions)
+    for cell in cells:
+        at = row_of[cell.group_id], column_of[cell.creative_id]
+        impressions[at], clicks[at] = cell.n_impressions, cell.n_clicks
+    if not creative_ids:
+        return ProductReading(product, view.groups(product.product_id), [], [])
+    # A torn count is shown as it is; `osmf verify` is what names it.
+    shrunk = shrink(np.maximum(impressions, clicks), clicks)
+    readings = []
+    for cell in cells:
+        at = row_of[cell.group_id], column_of[cell.creative_id]
+        readings.append(CellReading(cell, float(shrunk.ctr[at]), float(shrunk.ctr_low[at]), float(shrunk.ctr_high[at])))
+    creatives = [
+        CreativeReading(
+            creative_id,
+            origins.get(creative_id, "unknown"),
+            int(impressions[:, column].sum()),
+            int(clicks[:, column].sum()),
+            float(shrunk.creative_ctr[column]),
+        )
+        for creative_id, column in column_of.items()
+    ]
+    creatives.sort(key=lambda creative: (-creative.n_impressions, creative.creative_id))
+    return ProductReading(product, view.groups(product.product_id), readings, creatives)
+
+
+def inspection_figures(inspection: Inspection, *, seconds: float) -> Figures:
+    """Return an inspection as figures; ``detail`` holds every cell, and the sums by creative."""
+    products, last = inspection.products, inspection.points[-1] if inspection.points else None
+    metrics: dict[str, float | int] = {
+        "products": len(products),
+        "creatives": inspection.n_creatives,
+        "products_with_groups": sum(len(product.present) > 1 for product in products),
+        "products_with_distinct_groups": sum(
+            product.groups is not None and product.groups.distinct for product in products
+        ),
+        "groups": sum(len(product.present) for product in products),
+        "cells": sum(len(product.cells) for product in products),
+        "impressions": sum(product.n_impressions for product in products),
+        "clicks": sum(product.n_clicks for product in products),
+        "consumed": sum(offset.n_consumed for offset in inspection.offsets.values()),
+        "used": sum(offset.n_used for offset in inspection.offsets.values()),
+        "duplicates": sum(offset.n_duplicates for offset in inspection.offsets.values()),
+        "dead_letters": sum(offset.n_dead_letters for offset in inspection.offsets.values()),
+        "waiting_clicks": inspection.n_waiting_clicks,
+        "outbox": inspection.n_outbox,
+        "shifts": inspection.n_shifts,
+        "encoder_version": max(inspection.encoder_versions, default=0),
+    }
+    if last is not None:
+        metrics |= {
+            "n_labelled": last.n_labelled,
+            "auroc": last.auroc,
+            "recent_auroc": last.recent_auroc,
+            "log_loss": last.log_loss,
+        }
+    detail: dict[str, Any] = {
+        "state": str(inspection.path),
+        "cells": [_cell_detail(reading) for product in products for reading in product.cells],
+        "creatives": [
+            {
+                "product_id": product.record.product_id,
+                "creative_id": creative.creative_id,
+                "origin": creative.origin,
+                "impressions": creative.n_impressions,
+                "clicks": creative.n_clicks,
+                "ctr": creative.ctr,
+            }
+            for product in products
+            for creative in product.creatives
+        ],
+        "groups": [_group_detail(product, group) for product in products for group in product.present],
+        "offsets": [
+            {
+                "topic": topic,
+                "partition": partition,
+                "next_offset": offset.next_offset,
+                "consumed": offset.n_consumed,
+                "used": offset.n_used,
+                "duplicates": offset.n_duplicates,
+                "dead_letters": offset.n_dead_letters,
+                "last_event_ms": offset.last_event_ms,
+            }
+            for (topic, partition), offset in inspection.offsets.items()
+        ],
+    }
+    return Figures(
+        command="inspect",
+        commit=commit(),
+        seeds={},
+        device=device(),
+        seconds=seconds,
+        metrics=metrics,
+        detail=detail,
+    )
+
+
+def _cell_detail(reading: CellReading) -> dict[str, Any]:
+    cell = reading.cell
+    return {
+        "product_id": cell.product_id,
+        "group_id": cell.group_id,
+        "creative_id": cell.creative_id,
+        "impressions": cell.n_impressions,
+        "clicks": cell.n_clicks,
+        "live_impressions": cell.live_impressions,
+        "live_clicks": cell.live_clicks,
+        "ctr": reading.ctr,
+        "ctr_low": reading.ctr_low,
+        "ctr_high": reading.ctr_high,
+    }
+
+
+def _group_detail(product: ProductReading, group: GroupRecord) -> dict[str, Any]:
+    assert product.groups is not None
+    return {
+        "product_id": product.record.product_id,
+        "group_id": group.group_id,
+        "share": group.share,
+        "members": group.n_members,
+        "profile": profile_words(group),
+        "distinct": product.groups.distinct,
+        "p_value": product.groups.p_value,
+        "encoder_version": product.groups.encoder_version,
+        "born_at_ms": group.born_at_ms,
+    }
+
+
+def profile_words(group: GroupRecord) -> str:
+    """Return who is in a group: the traits that set it apart, with their share and lift."""
+    if not group.profile:
+        return "no attribute sets it apart"
+    return ", ".join(
+        f"{trait.attribute} {trait.value} ({trait.share:.0%}, ×{trait.lift:.1f})" for trait in group.profile
+    )
+
+
+def inspection_tables(inspection: Inspection, *, product_id: str | None = None) -> list[Table]:
+    """Return an inspection as tables: an overview by product, or the groups and creatives of one."""
+    tables = [_stream_table(inspection)]
+    if product_id is None:
+        return [*tables, _overview(inspection.products)]
+    chosen = [product for product in inspection.products if product.record.product_id == product_id]
+    if not chosen:
+        raise ProductMissingError(product_id, [product.record.product_id for product in inspection.products])
+    return [*tables, _groups_table(chosen[0]), _creatives_table(chosen[0])]
+
+
+def _stream_table(inspection: Inspection) -> Table:
+    words = [
+        f"encoder version {max(inspection.encoder_versions, default=0)}",
+        f"{inspection.n_shifts:,} shifts",
+        f"{inspection.n_waiting_clicks:,} clicks wait for their impression",
+    ]
+    if inspection.points:
+        last = inspection.points[-1]
+        words.insert(0, f"AUROC {last.auroc:.3f} over {last.n_labelled:,} labelled impressions")
+    table = _table(f"{inspection.path}", ["topic", "partition"], caption=" · ".join(words))
+    for name in ("next offset", "consumed", "used", "duplicates", "dead letters"):
+        table.add_column(name, justify="right")
+    for (topic, partition), offset in inspection.offsets.items():
+        counts = (offset.next_offset, offset.n_consumed, offset.n_used, offset.n_duplicates, offset.n_dead_letters)
+        table.add_row(topic, str(partition), *(f"{count:,}" for count in counts))
+    return table
+
+
+def _overview(products: list[ProductReading]) -> Table:
+    shown = sorted(products, key=lambda product: (-product.n_impressions, product.record.product_id))[:MOST_ROWS]
+    table = _table("Products", ["product", "title"], caption=_left_out(len(products), len(shown), "products"))
+    for name in ("creatives", "groups", "impressions", "clicks", "clicks per impression"):
+        table.add_column(name, justify="right")
+    for product in shown:
+        table.add_row(
+            product.record.product_id,
+            product.record.title,
+            f"{len(product.creatives):,}",
+            _groups_words(product),
+            f"{product.n_impressions:,}",
+            f"{product.n_clicks:,}",
+            _rate(product.n_clicks, product.n_impressions),
+        )
+    return table
+
+
+def _groups_words(product: ProductReading) -> str:
+    if product.groups is None:
+        return "not yet"
+    return f"{len(product.present)}" if product.groups.distinct else f"{len(product.present)} (alike)"
+
+
+def _groups_table(product: ProductReading) -> Table:
+    caption = None
+    if product.groups is not None and product.groups.p_value is not None:
+        verdict = "prefer different creatives" if product.groups.distinct else "are not shown to differ"
+        caption = f"The groups {verdict} (p = {product.groups.p_value:.2g})."
+    table = _table(f"{product.record.product_id}: {product.record.title}", ["group", "who"], caption=caption)
+    for name in ("share", "impressions", "clicks", "clicks per impression"):
+        table.add_column(name, justify="right")
+    present = {group.group_id: group for group in product.present}
+    counted = {reading.cell.group_id for reading in product.cells}
+    for group_id in sorted(present.keys() | counted):
+        cells = [reading.cell for reading in product.cells if reading.cell.group_id == group_id]
+        n_impressions, n_clicks = sum(c.n_impressions for c in cells), sum(c.n_clicks for c in cells)
+        group = present.get(group_id)
+        table.add_row(
+            str(group_id),
+            "not grouped, or an earlier group" if group is None else profile_words(group),
+            "" if group is None else f"{group.share:.0%}",
+            f"{n_impressions:,}",
+            f"{n_clicks:,}",
+            _rate(n_clicks, n_impressions),
+        )
+    return table
+
+
+def _creatives_table(product: ProductReading) -> Table:
+    """One row a creative, one column a group: clicks/impressions, and the shrunk CTR with its interval."""
+    shown = product.creatives[:MOST_ROWS]
+    table = _table(
+        "Creatives by group", ["creative"], caption=_left_out(len(product.creatives), len(shown), "creatives")
+    )
+    table.add_column("all", justify="right")
+    cells = {(reading.cell.group_id, reading.cell.creative_id): reading for reading in product.cells}
+    group_ids = sorted({group_id for group_id, _ in cells})
+    for group_id in group_ids:
+        table.add_column(f"group {group_id}", justify="right")
+    for creative in shown:
+        row = [creative.creative_id, f"{creative.n_clicks:,}/{creative.n_impressions:,}  {creative.ctr:.2%}"]
+        for group_id in group_ids:
+            reading = cells.get((group_id, creative.creative_id))
+            row.append("–" if reading is None else _cell_words(reading))
+        table.add_row(*row)
+    return table
+
+
+def _cell_words(reading: CellReading) -> str:
+    counts = f"{reading.cell.n_clicks:,}/{reading.cell.n_impressions:,}"
+    return f"{counts}  {reading.ctr:.2%} [dim]({100 * reading.ctr_low:.2f}–{100 * reading.ctr_high:.2f})[/dim]"
+
+
+def _rate(n_clicks: int, n_impressions: int) -> str:
+    return f"{n_clicks / n_impressions:.2%}" if n_impressions else "–"
+
+
+def _left_out(n_all: int, n_shown: int, what: str) -> str | None:
+    return f"… and {n_all - n_shown:,} more {what}; --json has them all." if n_all > n_shown else None
+
+
+def _table(title: str, columns: Iterable[str], *, caption: str | None) -> Table:
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="dim",
+        caption=caption,
+        caption_justify="left",
+    )
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def run_inspect(path: Path, *, product_id: str | None = None) -> tuple[Figures, list[Table]]:
+    """Read a state; return its figures and its tables."""
+    started_s = time.monotonic()
+    inspection = inspect_state(path, product_id=product_id)
+    figures = inspection_figures(inspection, seconds=time.monotonic() - started_s)
+    return figures, inspection_tables(inspection, product_id=product_id)
