@@ -90,8 +90,7 @@ class Counts:
             cell = self._touch(impression, now_ms, group_id)
             cell.n_clicks += 1
             # A live click without its live impression (the counts started anew in between) would be a CTR over 1.
-            if cell.live_clicks + 1 <= cell.live_impressions:
-                cell.live_clicks += 1
+            cell.live_clicks = min(cell.live_clicks + 1, cell.live_impressions)
             self._count_arm(impression, 1)
 
     def _touch(self, impression: ImpressionRecord, now_ms: int, group_id: int | None = None) -> Cell:

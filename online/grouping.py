@@ -223,7 +223,11 @@ class Grouping:
         embedded = self._encoders[self.version].embed_many(numbers, clustering.attributes)
         rng = np.random.default_rng([self._seed, self.version, product_number])
         silhouettes = recluster(clustering, embedded, rng)
-        k = choose_k(silhouettes, product.k if product.k > 1 else None, settings.k_hysteresis)
+        k = choose_k(
+            _with_large_groups(silhouettes, clustering, settings.min_share),
+            product.k if product.k > 1 else None,
+            settings.k_hysteresis,
+        )
         labels = clustering.labels[k]
         if old_labels is None:
             next_id = product.groups.next_group_id
@@ -306,6 +310,14 @@ class Grouping:
 
 MIN_USERS_PER_GROUP = 16
 """Reservoir users for each of K_max groups before a product is grouped at all."""
+
+
+def _with_large_groups(silhouettes: dict[int, float], clustering: Clustering, min_share: float) -> dict[int, float]:
+    """Return the silhouettes of those K whose smallest cluster is large enough; the smallest K where none is."""
+    smallest = {k: np.bincount(clustering.labels[k], minlength=k).min() / clustering.n_users for k in silhouettes}
+    kept = {k: value for k, value in silhouettes.items() if smallest[k] >= min_share}
+    first = min(silhouettes)
+    return kept or {first: silhouettes[first]}
 
 
 def _lineage_records(lineage: Lineage, now_ms: int) -> list[LineageRecord]:

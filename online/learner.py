@@ -8,7 +8,7 @@ seed and the number of the step, so that a replay of the log repeats it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -131,15 +131,31 @@ class PreferenceLearner:
         if not len(rows):
             return np.zeros(0, np.float32)
         with torch.inference_mode():
-            return np.asarray(torch.sigmoid(self._logits(self._average_model, rows)[0]).numpy(), np.float32)
+            return np.asarray(torch.sigmoid(self._logits(self._average_model, rows)).numpy(), np.float32)
 
-    def predict_with_preference(self, rows: Rows) -> tuple[Predictions, Predictions]:
-        """Return the probability of a click and the users' own part of its logit, both (B,)."""
+    def predict_with_preference(
+        self, rows: Rows, creatives_of: Mapping[int, npt.NDArray[np.int64]]
+    ) -> tuple[Predictions, Predictions]:
+        """Return the probability of a click, and how much the user prefers this creative, both (B,).
+
+        The preference is the user-by-image part of the logit, less its mean over the product's
+        creatives, which ``creatives_of`` names by product (registration numbers).
+        """
         if not len(rows):
             return np.zeros(0, np.float32), np.zeros(0, np.float32)
+        model = self._average_model
         with torch.inference_mode():
-            logits, main = self._logits(self._average_model, rows)
-        return np.asarray(torch.sigmoid(logits).numpy(), np.float32), np.asarray((logits - main).numpy(), np.float32)
+            e_t, titles, e_ut = self._embed(model, rows)
+            logits, value, images = self._score(model, rows, e_t, titles, e_ut)
+            means = torch.stack(
+                [
+                    model.image_value(model.embed_images(self._bank.images(creatives_of[int(product)]))).mean(dim=0)
+                    for product in np.unique(rows.products)
+                ]
+            )  # (P, D)
+            e_uc = model.image_gate(e_ut) * (value[images] - means[titles])  # (B, D)
+            preference = model.head_interaction(e_uc)[:, 0]  # (B,)
+        return np.asarray(torch.sigmoid(logits).numpy(), np.float32), np.asarray(preference.numpy(), np.float32)
 
     def learn_many(self, labelled: LabelledRows) -> None:
         """Take as many steps as the rows need, each on new and replayed rows."""
@@ -160,20 +176,28 @@ class PreferenceLearner:
         """Keep a product's rows so far out of replay: they are of tastes that have changed."""
         self._head.replay_floors[product] = self._head.n_blocks
 
-    def _logits(self, model: PreferenceModel, rows: Rows) -> tuple[Tensor, Tensor]:
+    def _embed(self, model: PreferenceModel, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """Return e_t of the distinct products (P, D), each row's among them (B,), and e_{u|t} (B, D)."""
         products, product_index = np.unique(rows.products, return_inverse=True)
-        creatives, creative_index = np.unique(rows.creatives, return_inverse=True)
         titles = torch.from_numpy(product_index)
-        images = torch.from_numpy(creative_index)
         e_t = model.embed_titles(self._bank.titles(products))  # (P, D)
-        e_v = model.embed_images(self._bank.images(creatives))  # (C, D)
         e_ut = model.embed_users(torch.from_numpy(rows.attributes.astype(np.int64)), e_t, titles)  # (B, D)
-        logits = model(e_ut, e_t, titles, e_v, images)  # (B,)
-        main = model.head_title(e_t)[titles, 0] + model.head_image(e_v)[images, 0]  # (B,)
-        return logits, main
+        return e_t, titles, e_ut
+
+    def _score(
+        self, model: PreferenceModel, rows: Rows, e_t: Tensor, titles: Tensor, e_ut: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return click logits (B,), the distinct images' values (C, D), and each row's image among them (B,)."""
+        creatives, creative_index = np.unique(rows.creatives, return_inverse=True)
+        images = torch.from_numpy(creative_index)
+        e_v = model.embed_images(self._bank.images(creatives))  # (C, D)
+        return model(e_ut, e_t, titles, e_v, images), model.image_value(e_v), images
+
+    def _logits(self, model: PreferenceModel, rows: Rows) -> Tensor:
+        return self._score(model, rows, *self._embed(model, rows))[0]
 
     def _step(self, labelled: LabelledRows) -> None:
-        logits, _ = self._logits(self._model, labelled.rows)
+        logits = self._logits(self._model, labelled.rows)
         losses = torch.nn.functional.binary_cross_entropy_with_logits(
             logits, torch.from_numpy(labelled.clicks), reduction="none"
         )

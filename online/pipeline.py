@@ -28,7 +28,7 @@ from online.metrics import PrequentialMetrics
 from online.registry import Registry, UnknownProductError
 from online.rows import LabelledRows, Rows
 from online.settings import OnlineSettings
-from online.shift import CellCounts, Shift, ShiftDetection, contradiction_scores
+from online.shift import CellCounts, Shift, ShiftDetection, opposition_scores
 from state.reading import StateView
 from state.records import (
     ImpressionRecord,
@@ -40,7 +40,7 @@ from state.records import (
     partition_key,
 )
 from state.store import ChangeSet, ReadTransaction, Store, Table
-from streams.codec import EventDecoder, Undecodable, encode, event_time_ms, topic_decoders
+from streams.codec import EventDecoder, Undecodable, encode, event_key, event_time_ms, topic_decoders
 from streams.events import (
     Click,
     Creative,
@@ -58,7 +58,7 @@ from streams.merge import Message
 from streams.settings import StreamSettings
 
 MIN_CELL_IMPRESSIONS = 30
-"""Impressions that every group needs on average per creative before preferences are compared."""
+"""Impressions that a group needs on average per creative before its preferences are compared."""
 
 
 class Head(msgspec.Struct, array_like=True):
@@ -263,7 +263,7 @@ class Pipeline:
             return []
         clicks = np.array([record.clicked for record in labelled], np.float32)
         rows = self._rows(labelled)
-        p_click, preference = self._learner.predict_with_preference(rows)
+        p_click, preference = self._learner.predict_with_preference(rows, self._registry.creative_numbers)
         self._metrics.update_many(clicks, p_click, now_ms)
         shifts = self._detect(labelled, rows, clicks, p_click, preference)
         parts = [LabelledRows(rows, clicks, np.ones(len(rows), np.float32))]
@@ -308,7 +308,12 @@ class Pipeline:
                 key = (self._grouping.current_group(product_id, record.group_id), record.creative_id)
                 seen = cells.get(key, (0, 0))
                 cells[key] = (seen[0] + 1, seen[1] + record.clicked)
-            scores = contradiction_scores(clicks[index], p_click[index], preference[index])
+            groups = self._grouping.groups_of(product_id)
+            if groups is None or not groups.distinct:
+                # Tastes that have not been established cannot be seen to change.
+                self._detection.restart(product_id)
+                continue
+            scores = opposition_scores(clicks[index], p_click[index], preference[index], rows.creatives[index])
             shift = self._detection.observe(product_id, scores, cells)
             if shift is not None:
                 shifts.append(shift)
@@ -338,9 +343,10 @@ class Pipeline:
         if groups is None or len(groups.groups) < 2:
             return
         impressions, clicks, _ = self._table(product_id, live=False)
-        if impressions.sum(axis=1).min() < MIN_CELL_IMPRESSIONS * impressions.shape[1]:
+        filled = impressions.sum(axis=1) >= MIN_CELL_IMPRESSIONS * impressions.shape[1]
+        if filled.sum() < 2:
             return
-        self._grouping.set_p_value(product_id, interaction_p_value(impressions, clicks))
+        self._grouping.set_p_value(product_id, interaction_p_value(impressions[filled], clicks[filled]))
 
     def _table(
         self, product_id: str, *, live: bool
@@ -443,7 +449,7 @@ class Pipeline:
         self._metrics.write(changes)
         for topic, event in outbox:
             self._head.n_outbox += 1
-            record = OutboxRecord(topic, event.event_id, event_time_ms(event), encode(event))
+            record = OutboxRecord(topic, event_key(event), event_time_ms(event), encode(event))
             changes.put(Table.OUTBOX, number_key(self._head.n_outbox), encode_record(record))
         self._head.n_batches += 1
         self._head.watermark_ms = self._join.watermark_ms

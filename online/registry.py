@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from online.encoders import ImageEncoder, TextEncoder, UnreadableImageError
 from online.features import FeatureBank
@@ -13,7 +15,7 @@ from state.store import ChangeSet, ReadTransaction, Table
 from streams.events import Creative, Product
 
 OpenImage = Callable[[str], bytes]
-"""Returns the bytes at a URI; raises OSError or ValueError where there are none."""
+"""Returns the bytes at a URI; raises where there are none."""
 
 
 def read_image(uri: str) -> bytes:
@@ -62,6 +64,7 @@ class Registry:
         self.products: dict[str, ProductRecord] = {}
         self.creatives: dict[tuple[str, str], CreativeRecord] = {}
         self.product_ids: dict[int, str] = {}
+        self.creative_numbers: dict[int, npt.NDArray[np.int64]] = {}
 
     def restore(self, txn: ReadTransaction) -> None:
         """Continue from the state."""
@@ -80,6 +83,10 @@ class Registry:
     def _add_creative(self, record: CreativeRecord) -> None:
         self.creatives[record.product_id, record.creative_id] = record
         self._bank.put_image(record.number, record.image_features)
+        product = self.products[record.product_id].number
+        known = self.creative_numbers.get(product, np.zeros(0, np.int64))
+        # In the order of their numbers, so that a mean over them is the same after a restart.
+        self.creative_numbers[product] = np.sort(np.append(known, record.number))
 
     def put_product(self, event: Product, changes: ChangeSet) -> bool:
         """Register a product, or take over its new title; return whether anything changed."""
@@ -118,7 +125,8 @@ class Registry:
         if event.image_uri is not None:
             try:
                 image = self._open_image(event.image_uri)
-            except (OSError, ValueError, ImportError) as error:
+            except Exception as error:
+                # A file system raises whatever its library raises (zipfile.BadZipFile, KeyError, ...).
                 raise UnreadableImageError(event.image_uri, f"{type(error).__name__}: {error}") from error
             _check_sha256(event, image)
         record = CreativeRecord(

@@ -71,8 +71,14 @@ class GroupSettings(BaseModel):
     centroid_memory: float = Field(
         4_096, ge=1, description="Impressions that a centroid remembers: its rate is 1/n until n reaches this."
     )
+    min_share: float = Field(
+        0.05,
+        ge=0,
+        lt=0.5,
+        description="Smallest share of the users that a group may have: a K with a smaller one is not chosen.",
+    )
     k_hysteresis: float = Field(
-        0.02, ge=0, le=1, description="Silhouette by which another K must be better before it replaces the present one."
+        0.05, ge=0, le=1, description="Silhouette by which another K must be better before it replaces the present one."
     )
     survive_overlap: float = Field(
         0.5, gt=0, le=1, description="Jaccard overlap of members from which a new group is the old one."
@@ -99,12 +105,14 @@ class ShiftSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     warm_up_impressions: int = Field(
-        2_000, ge=0, description="Labelled impressions of a product before its detector starts."
+        500, ge=0, description="Labelled impressions of a product with different groups before its detector starts."
     )
     threshold: float = Field(
-        40.0, gt=0, description="Page-Hinkley threshold, in standard deviations of one impression's score."
+        12.0,
+        gt=0,
+        description="Cumulative log-likelihood ratio that raises the alarm, nats; false alarms are then about "
+        "exp(threshold) impressions of a product apart.",
     )
-    delta: float = Field(0.15, ge=0, description="Drift of the score that is tolerated, in standard deviations.")
     min_impressions: int = Field(
         200, ge=1, description="Labelled impressions since the estimated change that a shift needs as evidence."
     )

@@ -34,7 +34,7 @@ from streams.events import DeadLetter
 from streams.settings import StreamSettings
 from streams.tail import Tail
 
-DEMO_IMPRESSIONS = 500_000
+DEMO_IMPRESSIONS = 800_000
 DEMO_HOURS = 14 * 24.0
 """Event time of the run: two weeks, whatever its size."""
 

@@ -20,15 +20,17 @@ from online.metrics import read_metrics
 from online.pipeline import BatchSummary
 from online.settings import OnlineSettings
 from online.worker import run_online
+from osmf.event_files import EventFiles
 from osmf.figures import Figures, commit, device
 from osmf.log_entry import KINDS, LogEntry
+from osmf.replay_obd import open_bandit_entries, open_bandit_files, open_bandit_settings
 from state.reading import StateView, open_view
 from state.settings import StateSettings
 from state.store import StateMissingError, Store
 from streams.broker import LocalBroker, create_topics
 from streams.events import DeadLetter
 from streams.producer import EventProducer
-from streams.settings import StreamSettings
+from streams.settings import FieldMapSettings, StreamSettings
 from streams.tail import Tail
 
 FLUSH_EVERY: Final = 20_000
@@ -185,9 +187,66 @@ def replay(
     )
 
 
-def without_pictures(online: OnlineSettings) -> OnlineSettings:
-    """Return online settings that tell creatives apart by their ids, for a log without pictures."""
-    return online.model_copy(update={"encoders": online.encoders.model_copy(update={"image": "hashed"})})
+def replay_files(
+    files: EventFiles,
+    streams: StreamSettings,
+    online: OnlineSettings,
+    state: StateSettings,
+    *,
+    own_broker: bool,
+    on_progress: Progress = lambda *_: None,
+) -> Figures:
+    """Play a log from files; see `replay`.
+
+    Without a file of creatives there are no pictures, and creatives are told apart by their ids.
+
+    Raises
+    ------
+    osmf.event_rows.EventFileError
+        A file cannot be read; nothing was sent.
+    """
+    files.check(streams.fields)
+    if files.creatives is None:
+        online = online.model_copy(update={"encoders": online.encoders.model_copy(update={"image": "hashed"})})
+    return replay(
+        files.entries(streams.fields),
+        streams,
+        online,
+        state,
+        command="replay",
+        own_broker=own_broker,
+        on_progress=on_progress,
+    )
+
+
+def replay_open_bandit(
+    streams: StreamSettings,
+    online: OnlineSettings,
+    state: StateSettings,
+    *,
+    own_broker: bool,
+    on_progress: Progress = lambda *_: None,
+) -> Figures:
+    """Play the Open Bandit Dataset; see `replay` and `osmf.replay_obd`.
+
+    The dataset's attributes take the place of those of ``online``, and encoders are used that need
+    no pictures. Its events have our field names, so ``streams.fields`` is not applied.
+
+    Raises
+    ------
+    osmf.replay_obd.OpenBanditMissingError
+        The package with the dataset is not installed.
+    """
+    files = open_bandit_files()
+    return replay(
+        open_bandit_entries(files),
+        streams.model_copy(update={"fields": FieldMapSettings()}),
+        open_bandit_settings(online, files),
+        state,
+        command="replay obd",
+        own_broker=own_broker,
+        on_progress=on_progress,
+    )
 
 
 @contextmanager

@@ -410,8 +410,8 @@ def _notes(settings: Settings, points: Sequence[MetricPoint]) -> tuple[str, ...]
     last = f" At the end it was {points[-1].auroc:.3f} over the whole run." if points else ""
     return (
         f"Both arms show {settings.serving.explore_share:.0%} of their impressions uniformly; the rest is matched to "
-        "the chance of being the best. Impressions count for the experiment from the time a product has groups: "
-        "before that both arms do the same.",
+        "the chance of being the best. Impressions count for the experiment once a product has warmed up: "
+        "before that everything is shown uniformly, in no arm.",
         f"Users are split between the arms by a hash. Intervals of arms and of their ratio come from "
         f"{settings.online.counts.user_buckets} buckets of users, so that a user's impressions are not taken for "
         "independent; the bands of the curves over time are binomial.",

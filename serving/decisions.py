@@ -28,7 +28,7 @@ class DecisionRequest(msgspec.Struct, frozen=True):
 class Decision(msgspec.Struct, frozen=True):
     """What to show, and what to log with it.
 
-    ``arm`` and ``experiment`` are None where both arms would do the same (no groups yet): such an
+    ``arm`` and ``experiment`` are None where both arms do the same (the product warms up): such an
     impression is no part of the experiment.
     """
 
@@ -108,14 +108,16 @@ class DecisionService:
         if not creative_ids:
             return None
         column = {creative_id: position for position, creative_id in enumerate(creative_ids)}
-        groups = view.groups(product_id)
-        if groups is None or not groups.groups:
+        groups, cells = view.groups(product_id), view.cells(product_id)
+        n_impressions = sum(cell.n_impressions for cell in cells)
+        warm = groups is not None and (groups.distinct or n_impressions >= self._settings.warm_up_impressions)
+        if groups is None or not groups.groups or not warm:
             uniform = np.full((1, len(creative_ids)), 1 / len(creative_ids))
             return _ProductPolicy(creative_ids, uniform, None)
         row = {group.group_id: position for position, group in enumerate(groups.groups)}
         impressions, clicks = np.zeros((len(row), len(column))), np.zeros((len(row), len(column)))
         total = np.zeros((2, 1, len(column)))
-        for cell in view.cells(product_id):
+        for cell in cells:
             position = column[cell.creative_id]
             total[0, 0, position] += cell.live_impressions
             total[1, 0, position] += cell.live_clicks

@@ -17,6 +17,12 @@ class ServingSettings(BaseModel):
     explore_share: float = Field(
         0.1, ge=0, le=1, description="Share of showings drawn uniformly, in both arms: what keeps estimates honest."
     )
+    warm_up_impressions: int = Field(
+        15_000,
+        ge=0,
+        description="Impressions of a product up to which everything is shown uniformly, in no arm, as long as its "
+        "groups' preferences do not differ beyond chance: what learning needs first.",
+    )
     n_draws: int = Field(
         512, ge=16, le=100_000, description="Posterior draws from which the chance of being the best is estimated."
     )

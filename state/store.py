@@ -180,7 +180,8 @@ class Store:
         self.readonly = readonly
         self._writer_lock: _WriterLock | None = None
         if readonly:
-            if not (path / "data.mdb").exists():
+            data = path / "data.mdb"
+            if not data.exists() or not data.stat().st_size:
                 raise StateMissingError(path)
         else:
             path.mkdir(parents=True, exist_ok=True)

@@ -201,7 +201,7 @@ CASES = {
         [[show("x", T + 900)], [show("a", T)]], labelled=[False]
     ),
     "an impression that comes after its attribution window is labelled and forgotten": Case(
-        [[show("x", T + 2_000)], [show("a", T)], [click("a", T + 1)]], labelled=[False], waiting=1
+        [[show("x", T + 2_000)], [show("a", T)], [click("a", T + 1)]], labelled=[False], dead=1
     ),
     "a click that is said to come before its impression counts": Case([[show("a", T)], [click("a", T - 50)]], clicked=1),
 }

@@ -1,0 +1,257 @@
+"""Clustering: against scikit-learn, and the reservoir against the uniform distribution."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from scipy.stats import chisquare
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score, silhouette_score
+
+from online.clustering import (
+    FEATURE_PERCENTILES,
+    Clustering,
+    assign,
+    choose_k,
+    group_feature,
+    kmeans,
+    kmeans_plus_plus,
+    mean_silhouette,
+    observe_many,
+    recluster,
+    squared_distances,
+)
+
+Floats = npt.NDArray[np.float32]
+
+
+def blobs(n: int, k: int, dim: int, spread: float, seed: int) -> tuple[Floats, npt.NDArray[np.int64]]:
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(0, 3, (k, dim))
+    truth = rng.integers(k, size=n)
+    return np.asarray(centres[truth] + spread * rng.standard_normal((n, dim)), np.float32), truth
+
+
+def all_distances(points: Floats) -> Floats:
+    return np.sqrt(squared_distances(points, points))
+
+
+def test_squared_distances_are_those_of_the_definition() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(5, 1, (20, 7)).astype(np.float32), rng.normal(5, 1, (3, 7)).astype(np.float32)
+    expected = ((a[:, None].astype(float) - b[None].astype(float)) ** 2).sum(axis=2)
+    assert np.allclose(squared_distances(a, b), expected, rtol=1e-4, atol=1e-3)
+    assert (squared_distances(a, a) >= 0).all()
+    assert (assign(a, b) == expected.argmin(axis=1)).all()
+
+
+@pytest.mark.parametrize(("k", "spread", "seed"), [(2, 0.5, 0), (3, 1.0, 1), (5, 2.0, 2), (4, 4.0, 3)])
+def test_lloyd_gives_sklearns_clusters_from_the_same_start(k: int, spread: float, seed: int) -> None:
+    points, _ = blobs(300, k, 8, spread, seed)
+    start = kmeans_plus_plus(points, k, np.random.default_rng(seed))
+    centroids, labels, inertia = kmeans(points, start, n_iterations=200)
+    theirs = KMeans(k, init=start, n_init=1, max_iter=200, tol=0, algorithm="lloyd").fit(points)
+    assert inertia == pytest.approx(theirs.inertia_, rel=1e-4)
+    assert adjusted_rand_score(theirs.labels_, labels) == 1
+    assert np.allclose(centroids, theirs.cluster_centers_, atol=1e-3)
+
+
+def test_a_few_iterations_from_far_starts_are_near_sklearns_best() -> None:
+    points, truth = blobs(400, 4, 8, 1.0, 7)
+    best = min(
+        (kmeans(points, kmeans_plus_plus(points, 4, np.random.default_rng(seed))) for seed in range(5)),
+        key=lambda found: found[2],
+    )
+    theirs = KMeans(4, n_init=10, random_state=0).fit(points)
+    assert best[2] <= 1.001 * theirs.inertia_
+    assert adjusted_rand_score(truth, best[1]) > 0.99
+
+
+def test_a_cluster_that_runs_empty_takes_a_point() -> None:
+    points, _ = blobs(50, 2, 4, 0.5, 1)
+    start = np.concatenate([points[:2], np.full((1, 4), 1e3, np.float32)])  # nobody is near the third
+    _, labels, _ = kmeans(points, start)
+    assert np.bincount(labels, minlength=3).min() >= 1
+
+
+def test_starting_centroids_are_different_points() -> None:
+    points, _ = blobs(60, 3, 5, 0.2, 2)
+    for seed in range(10):
+        chosen = kmeans_plus_plus(points, 3, np.random.default_rng(seed))
+        assert all((points == row).all(axis=1).any() for row in chosen)
+        assert len(np.unique(chosen, axis=0)) == 3
+    same = np.ones((10, 5), np.float32)
+    assert kmeans_plus_plus(same, 3, np.random.default_rng(0)).shape == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "spread", "seed"), [(30, 2, 0.5, 0), (200, 3, 1.0, 1), (200, 5, 3.0, 2), (100, 4, 9.0, 3)]
+)
+def test_the_mean_silhouette_is_sklearns(n: int, k: int, spread: float, seed: int) -> None:
+    points, truth = blobs(n, k, 6, spread, seed)
+    expected = silhouette_score(points.astype(float), truth)
+    assert mean_silhouette(all_distances(points), truth) == pytest.approx(expected, abs=1e-3)
+
+
+def test_silhouettes_of_odd_labels_are_sklearns() -> None:
+    points, labels = blobs(40, 3, 6, 1.0, 4)
+    labels[labels == 1] = 0  # an unused label between used ones
+    labels[:1] = 4  # a point on its own counts as 0
+    expected = silhouette_score(points.astype(float), labels)
+    assert mean_silhouette(all_distances(points), labels) == pytest.approx(expected, abs=1e-3)
+    assert mean_silhouette(all_distances(points), np.zeros(40, np.int64)) == -1
+
+
+@pytest.mark.parametrize(
+    ("silhouettes", "current", "hysteresis", "expected"),
+    [
+        ({2: 0.3, 3: 0.5, 4: 0.4}, None, 0.1, 3),
+        ({2: 0.3, 3: 0.5, 4: 0.4}, 4, 0.2, 4),
+        ({2: 0.3, 3: 0.5, 4: 0.4}, 4, 0.05, 3),
+        ({2: 0.5, 3: 0.5}, None, 0.0, 2),
+        ({2: 0.5, 3: 0.5}, 3, 0.01, 3),
+        ({2: 0.5, 3: 0.9}, 7, 0.9, 3),
+        ({2: -0.5, 3: -0.1}, None, 0.0, 3),
+    ],
+)
+def test_k_is_the_best_silhouette_with_hysteresis(
+    silhouettes: dict[int, float], current: int | None, hysteresis: float, expected: int
+) -> None:
+    assert choose_k(silhouettes, current, hysteresis) == expected
+
+
+# --- The group feature, Eq. 6
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 9, 10, 11, 101, 500])
+def test_a_group_feature_is_the_centroid_and_ten_members(n: int) -> None:
+    rng = np.random.default_rng(n)
+    members = rng.standard_normal((n, 16)).astype(np.float32)
+    centroid = members.mean(axis=0)
+    feature = group_feature(members, centroid)
+    assert feature.shape == (11, 16)
+    assert feature.dtype == np.float32
+    assert (feature[0] == centroid).all()
+    for row in feature[1:]:
+        assert (members == row).all(axis=1).any()
+
+
+def test_members_of_a_group_feature_lie_at_their_percentile_distances() -> None:
+    n = 1_001
+    distances = np.random.default_rng(0).permutation(n).astype(np.float32)
+    members = np.zeros((n, 4), np.float32)
+    members[:, 0] = distances
+    feature = group_feature(members, np.zeros(4, np.float32))
+    found = sorted(feature[1:, 0].tolist())
+    assert FEATURE_PERCENTILES == (15, 15, 55, 55, 55, 95, 95, 95, 95, 95)
+    # The distance at a percentile of 0..1000 is ten times the percentile; several are neighbours in rank.
+    assert np.allclose(found, [10 * p for p in FEATURE_PERCENTILES], atol=2)
+    assert len(set(found)) == 10
+
+
+def test_an_empty_group_has_its_centroid_eleven_times() -> None:
+    centroid = np.arange(5, dtype=np.float32)
+    feature = group_feature(np.zeros((0, 5), np.float32), centroid)
+    assert (feature == centroid).all()
+    assert feature.shape == (11, 5)
+
+
+# --- Streams
+
+
+def new_clustering(ks: tuple[int, ...] = (2, 3), n_fields: int = 1) -> Clustering:
+    return Clustering(ks, np.zeros((0, n_fields), np.uint8), np.zeros(0, np.uint32))
+
+
+def observe(clustering: Clustering, embedded: Floats, keys: npt.NDArray[np.uint32], seed: int, **more: float) -> None:
+    observe_many(
+        clustering,
+        embedded,
+        np.asarray(keys % 251, np.uint8)[:, None],
+        keys,
+        reservoir_users=int(more.get("reservoir_users", 64)),
+        reservoir_memory=more.get("reservoir_memory", 1e9),
+        centroid_memory=more.get("centroid_memory", 1e9),
+        rng=np.random.default_rng(seed),
+    )
+
+
+def sample_of(n_users: int, memory: float, seed: int) -> npt.NDArray[np.uint32]:
+    clustering = new_clustering()
+    keys = np.arange(n_users, dtype=np.uint32)
+    for start in range(0, n_users, 100):
+        batch = keys[start : start + 100]
+        observe(clustering, np.zeros((len(batch), 2), np.float32), batch, seed * 1_000 + start, reservoir_memory=memory)
+    assert clustering.n_users == 64
+    assert clustering.n_seen == n_users
+    assert len(set(clustering.user_keys.tolist())) == 64
+    assert (clustering.attributes[:, 0] == clustering.user_keys % 251).all()  # a user's key and attributes stay together
+    return clustering.user_keys
+
+
+def test_the_reservoir_is_a_uniform_sample() -> None:
+    n_users, n_runs = 800, 60
+    drawn = np.concatenate([sample_of(n_users, 1e9, seed) for seed in range(n_runs)])
+    per_tenth = np.bincount(drawn * 10 // n_users, minlength=10)
+    assert chisquare(per_tenth).pvalue > 1e-3, per_tenth
+
+
+def test_the_reservoir_forgets_by_its_memory() -> None:
+    drawn = np.concatenate([sample_of(800, 2, seed) for seed in range(20)])
+    per_half = np.bincount(drawn // 400, minlength=2)
+    # 400 impressions at a replacement rate of 1/128 leave exp(-400/128) of what was there.
+    assert per_half[0] / per_half.sum() == pytest.approx(np.exp(-400 / 128), abs=0.02)
+
+
+def test_a_user_is_in_the_reservoir_once() -> None:
+    clustering = new_clustering()
+    for seed in range(30):
+        observe(clustering, np.zeros((40, 2), np.float32), np.arange(40, dtype=np.uint32), seed)
+    assert sorted(clustering.user_keys.tolist()) == list(range(40))
+    assert clustering.n_seen == 1_200
+
+
+def test_centroids_are_the_running_means_of_their_points() -> None:
+    clustering = new_clustering((2,))
+    clustering.centroids[2] = np.array([[0, 0], [10, 10]], np.float32)
+    clustering.masses[2] = np.array([1, 1], np.float32)
+    clustering.labels[2] = np.zeros(0, np.uint8)
+    rng = np.random.default_rng(0)
+    near = rng.normal(1, 0.1, (300, 2)).astype(np.float32)
+    for start in range(0, 300, 30):
+        observe(clustering, near[start : start + 30], np.arange(start, start + 30, dtype=np.uint32), start)
+    assert np.allclose(clustering.centroids[2][0], near.sum(axis=0) / 301, atol=1e-3)
+    assert (clustering.centroids[2][1] == 10).all()
+    assert clustering.masses[2].tolist() == [301, 1]
+    assert len(clustering.labels[2]) == clustering.n_users == 64
+    assert (clustering.labels[2] == 0).all()
+
+
+def test_centroids_with_a_short_memory_follow_the_stream() -> None:
+    clustering = new_clustering((2,))
+    clustering.centroids[2] = np.array([[0, 0], [100, 100]], np.float32)
+    clustering.masses[2] = np.array([50, 50], np.float32)
+    clustering.labels[2] = np.zeros(0, np.uint8)
+    for step in range(20):
+        points = np.full((10, 2), 5, np.float32)
+        observe(clustering, points, np.arange(10, dtype=np.uint32), step, centroid_memory=50)
+    # Each batch of 10 against a memory of 50 leaves 5/6 of the distance.
+    assert clustering.centroids[2][0, 0] == pytest.approx(5 - 5 * (50 / 60) ** 20, rel=1e-4)
+
+
+def test_reclustering_finds_the_groups_and_keeps_their_numbers_while_the_encoder_moves() -> None:
+    points, truth = blobs(300, 3, 8, 0.4, 5)
+    clustering = new_clustering((2, 3, 4))
+    observe(clustering, points, np.arange(300, dtype=np.uint32), 0, reservoir_users=300)
+    silhouettes = recluster(clustering, points, np.random.default_rng(0))
+    assert choose_k(silhouettes, None, 0.02) == 3
+    assert silhouettes[3] == pytest.approx(silhouette_score(points, truth), abs=1e-3)
+    assert adjusted_rand_score(truth, clustering.labels[3]) == 1
+    before = clustering.labels[3].copy()
+    rotation, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(8, 8)))
+    moved = np.asarray(points @ rotation + 2, np.float32)
+    recluster(clustering, moved, np.random.default_rng(99))
+    assert (clustering.labels[3] == before).all()
+    assert (assign(moved, clustering.centroids[3]) == before).all()
+    assert clustering.masses[3].tolist() == np.bincount(before).tolist()

@@ -1,0 +1,133 @@
+"""Inspect: what a state holds, as figures and as tables, against a state written by hand."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from online.ctr import shrink
+from online.metrics import MetricPoint, Metrics
+from osmf.inspect import MOST_ROWS, ProductMissingError, run_inspect
+from state.records import (
+    Cell,
+    CreativeRecord,
+    GroupRecord,
+    OffsetRecord,
+    ProductGroups,
+    ProductRecord,
+    ProfileTrait,
+    cell_key,
+    creative_key,
+    encode_cell,
+    encode_record,
+    partition_key,
+)
+from state.store import ChangeSet, StateMissingError, Store, Table
+
+CELLS = {
+    ("lamp", 1, "a"): (1_000, 50),
+    ("lamp", 1, "b"): (900, 20),
+    ("lamp", 2, "a"): (800, 10),
+    ("lamp", 2, "b"): (1_200, 70),
+    ("desk", 0, "a"): (5, 0),
+}
+GROUPS = [
+    GroupRecord(1, 0.6, 300, b"", [ProfileTrait("gender", "female", 0.9, 1.8)], 0),
+    GroupRecord(2, 0.4, 200, b"", [], 0),
+]
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    changes = ChangeSet()
+    for number, product_id in enumerate(["desk", "lamp", "unseen"]):
+        product = ProductRecord(number, product_id, f"A {product_id}", "home", None, 0, b"")
+        changes.put(Table.PRODUCTS, product_id.encode(), encode_record(product))
+    for number, (product_id, creative_id) in enumerate([("desk", "a"), ("lamp", "a"), ("lamp", "b"), ("lamp", "new")]):
+        origin = "generated" if creative_id == "new" else "catalogue"
+        creative = CreativeRecord(number, creative_id, product_id, None, None, None, origin, None, None, 0, 0, b"")
+        changes.put(Table.CREATIVES, creative_key(product_id, creative_id), encode_record(creative))
+    for name, (shown, clicked) in CELLS.items():
+        cell = Cell(*name, shown, clicked, shown / 2, clicked / 2, 0)
+        changes.put(Table.CELLS, cell_key(*name), encode_cell(cell))
+    groups = ProductGroups("lamp", 3, GROUPS, 3, {2: 0.4}, 1e-4, True, 0, [], {})
+    changes.put(Table.GROUPS, b"lamp", encode_record(groups))
+    changes.put(Table.OFFSETS, partition_key("osmf.clicks", 1), encode_record(OffsetRecord(163, 160, 155, 5, 5, 9)))
+    metrics = Metrics([MetricPoint(3_000, 9, 0.61, 0.66, 0.17)])
+    changes.put(Table.META, b"metrics", msgspec.msgpack.encode(metrics))
+    changes.put(Table.ENCODERS, b"v" + (3).to_bytes(8, "big"), b"weights")
+    with Store(tmp_path / "state") as store:
+        store.commit(changes)
+    return tmp_path / "state"
+
+
+def text(path: Path, product_id: str | None = None) -> str:
+    console = Console(width=200, record=True, file=StringIO())
+    for table in run_inspect(path, product_id=product_id)[1]:
+        console.print(table)
+    return console.export_text()
+
+
+def test_figures_hold_every_cell_and_the_sums(state: Path) -> None:
+    figures, _ = run_inspect(state)
+    cells = {
+        (c["product_id"], c["group_id"], c["creative_id"]): (c["impressions"], c["clicks"])
+        for c in figures.detail["cells"]
+    }
+    assert cells == CELLS
+    sums = {(c["product_id"], c["creative_id"]): (c["impressions"], c["clicks"]) for c in figures.detail["creatives"]}
+    assert sums == {
+        ("desk", "a"): (5, 0),
+        ("lamp", "a"): (1_800, 60),
+        ("lamp", "b"): (2_100, 90),
+        ("lamp", "new"): (0, 0),
+    }
+    expected = {"products": 3, "creatives": 4, "groups": 2, "cells": 5, "impressions": 3_905, "clicks": 150}
+    expected |= {"consumed": 160, "used": 155, "duplicates": 5, "dead_letters": 5, "encoder_version": 3, "auroc": 0.61}
+    assert {name: figures.metrics[name] for name in expected} == expected
+
+
+def test_ctrs_are_shrunk_over_the_products_table(state: Path) -> None:
+    figures, _ = run_inspect(state, product_id="lamp")
+    # Rows: groups 1 and 2; columns: creatives a, b and the new one, which nobody has seen.
+    shrunk = shrink([[1_000, 900, 0], [800, 1_200, 0]], [[50, 20, 0], [10, 70, 0]])
+    cell = next(c for c in figures.detail["cells"] if (c["group_id"], c["creative_id"]) == (2, "b"))
+    assert (cell["ctr"], cell["ctr_low"], cell["ctr_high"]) == pytest.approx(
+        (shrunk.ctr[1, 1], shrunk.ctr_low[1, 1], shrunk.ctr_high[1, 1])
+    )
+    assert cell["live_impressions"] == 600
+
+
+def test_the_overview_and_one_product_in_words(state: Path) -> None:
+    overview = text(state)
+    assert "AUROC 0.610 over 3,000 labelled impressions" in " ".join(overview.split())
+    assert [line.split("│")[1].strip() for line in overview.splitlines() if " A " in line] == ["lamp", "desk", "unseen"]
+    lamp = text(state, "lamp")
+    assert "gender female (90%, ×1.8)" in lamp
+    assert "no attribute sets it apart" in lamp
+    assert "prefer different creatives (p = 0.0001)" in lamp
+    assert "70/1,200" in lamp
+    assert "A desk" not in lamp
+
+
+def test_the_overview_stays_short(state: Path) -> None:
+    changes = ChangeSet()
+    for number in range(100):
+        product = ProductRecord(3 + number, f"p{number}", "Many", None, None, 0, b"")
+        changes.put(Table.PRODUCTS, product.product_id.encode(), encode_record(product))
+    with Store(state) as store:
+        store.commit(changes)
+    _, tables = run_inspect(state)
+    assert tables[1].row_count == MOST_ROWS
+    assert f"and {103 - MOST_ROWS} more products" in text(state)
+
+
+def test_what_is_not_there_is_named(state: Path, tmp_path: Path) -> None:
+    with pytest.raises(ProductMissingError, match=r"no product 'sofa' in this state; it has desk, lamp, unseen"):
+        run_inspect(state, product_id="sofa")
+    with pytest.raises(StateMissingError):
+        run_inspect(tmp_path / "nowhere")
