@@ -204,6 +204,9 @@ class PreferenceLearner:
         loss = (losses * torch.from_numpy(labelled.weights)).sum() / len(labelled)
         self._flat.gradient.zero_()
         loss.backward()  # type: ignore[no-untyped-call]
+        self._flat.vector.addcmul_(
+            self._flat.vector, self._flat.decayed, value=-self._settings.learning_rate * self._settings.weight_decay
+        )
         self._optimizer.step()
         self._head.n_steps += 1
         rate = max(1 / self._settings.ema_steps, 1 / (1 + self._head.n_steps))

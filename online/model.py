@@ -42,6 +42,9 @@ class Standardise(nn.Module):
 
 MIN_DEVIATION = 1e-4
 
+PRIOR_LOGIT = -3.0
+"""Logit that learning starts from: a CTR of about 5%."""
+
 
 class PreferenceModel(nn.Module):
     """Click logits and product-aware user embeddings.
@@ -64,6 +67,8 @@ class PreferenceModel(nn.Module):
         starts = torch.tensor([0, *cardinalities[:-1]]).cumsum(0)
         self.register_buffer("field_starts", starts, persistent=False)
         self.fields = nn.Embedding(sum(cardinalities), settings.d_field)
+        # The linear path learns a single attribute's effect long before the MLP finds those of several.
+        self.user_linear = nn.Linear(n_fields * settings.d_field, d)
         self.user = nn.Sequential(
             nn.Linear(n_fields * settings.d_field, settings.d_hidden), nn.GELU(), nn.Linear(settings.d_hidden, d)
         )
@@ -82,6 +87,7 @@ class PreferenceModel(nn.Module):
         self.head_user = nn.Linear(d, 1)
         self.head_interaction = nn.Linear(d, 1, bias=False)
         nn.init.constant_(self.head_interaction.weight, d**-0.5)
+        nn.init.constant_(self.head_title.bias, PRIOR_LOGIT)
 
     def embed_titles(self, titles: Tensor) -> Tensor:
         """Return e_t of title features: (P, title_dim) to (P, D). Eq. 1."""
@@ -107,7 +113,8 @@ class PreferenceModel(nn.Module):
         """
         weights = torch.softmax(self.field_gate(e_t), dim=-1) * attributes.shape[1]  # (P, N)
         u = self.fields(attributes + self.field_starts)  # (B, N, d_field)
-        e_u = self.user((u * weights[title_index].unsqueeze(-1)).flatten(1))  # (B, D)
+        weighted = (u * weights[title_index].unsqueeze(-1)).flatten(1)  # (B, N * d_field)
+        e_u = self.user_linear(weighted) + self.user(weighted)  # (B, D)
         attended = self.title_value(e_t)[title_index]  # (B, D): attention over one key is its value
         embedded: Tensor = self.user_norm(e_u + torch.sigmoid(self.title_gate(e_u)) * attended)  # (B, D)
         return embedded
@@ -138,6 +145,10 @@ class FlatParameters:
         parameters = list(model.parameters())
         self.vector = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
         self.gradient = torch.zeros_like(self.vector)
+        # Weight decay is for weights: biases, norms and the features' constants stay.
+        self.decayed = torch.cat(
+            [torch.full((parameter.numel(),), float(parameter.dim() > 1)) for parameter in parameters]
+        )
         start = 0
         for parameter in parameters:
             end = start + parameter.numel()

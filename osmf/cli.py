@@ -16,6 +16,10 @@ from osmf import __version__
 from osmf.settings import CONFIG_VARIABLE, Settings, SettingsRefusedError, describe_settings, load_settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from osmf.figures import Figures
+    from osmf.log_entry import LogEntry
     from state.store import Store
 
 app = typer.Typer(
@@ -241,6 +245,130 @@ def simulate() -> None:
     typer.echo(
         f"{truth.n_impressions} impressions and {truth.n_clicks} clicks; {settings.simulator.out_dir}/truth.json"
     )
+
+
+BootstrapServers = Annotated[
+    str | None,
+    typer.Option("--bootstrap-servers", help="A running broker; default: one of its own, for the time of the replay."),
+]
+
+
+def _show(figures: Figures, json: str | None) -> None:
+    from rich.console import Console
+
+    from osmf.figures import figures_table, write_figures
+
+    if json is not None:
+        write_figures(figures, json)
+    if json != "-":
+        Console().print(figures_table(figures))
+
+
+@app.command()
+def replay(
+    dataset: Annotated[
+        str | None, typer.Argument(help="`obd`: the Open Bandit Dataset. Leave it out to name your own files.")
+    ] = None,
+    impressions: Annotated[Path | None, typer.Option(help="Impressions, Parquet or JSON lines.")] = None,
+    clicks: Annotated[Path | None, typer.Option(help="Clicks, Parquet or JSON lines.")] = None,
+    products: Annotated[Path | None, typer.Option(help="Products, Parquet or JSON lines.")] = None,
+    creatives: Annotated[Path | None, typer.Option(help="Creatives; default: those of the impressions.")] = None,
+    users: Annotated[Path | None, typer.Option(help="Users with their attributes, joined by user_id.")] = None,
+    bootstrap_servers: BootstrapServers = None,
+    json: Json = None,
+) -> None:
+    """Play a click log through the broker and the online process."""
+    from osmf.event_files import EventFiles
+    from osmf.event_rows import EventFileError
+    from osmf.replay import replay_files, replay_open_bandit
+
+    settings = _settings()
+    streams, own_broker = settings.streams, bootstrap_servers is None
+    if bootstrap_servers is not None:
+        streams = streams.model_copy(update={"bootstrap_servers": bootstrap_servers})
+    try:
+        if dataset == "obd":
+            figures = replay_open_bandit(streams, settings.online, settings.state, own_broker=own_broker)
+        elif dataset is not None:
+            raise _fail(
+                f"there is no data set {dataset!r}: allowed is `obd`, or none with --impressions and the others"
+            )
+        elif impressions is None or clicks is None or products is None:
+            raise _fail("name --impressions, --clicks and --products (and --users), or the data set `obd`")
+        else:
+            files = EventFiles(impressions, clicks, products, creatives, users)
+            figures = replay_files(files, streams, settings.online, settings.state, own_broker=own_broker)
+    except (EventFileError, RuntimeError) as error:
+        raise _fail(error) from error
+    _show(figures, json)
+
+
+@app.command()
+def inspect(
+    product: Annotated[str | None, typer.Option(help="Show one product whole.")] = None,
+    state: StatePath = None,
+    json: Json = None,
+) -> None:
+    """Show what the state holds: counts and CTRs of every creative in every group, and who is in the groups."""
+    from rich.console import Console
+
+    from osmf.figures import write_figures
+    from osmf.inspect import ProductMissingError, run_inspect
+    from state.store import StateError
+
+    try:
+        figures, tables = run_inspect(state or _settings().state.path, product_id=product)
+    except (StateError, ProductMissingError) as error:
+        raise _fail(error) from error
+    if json is not None:
+        write_figures(figures, json)
+    if json != "-":
+        for table in tables:
+            Console().print(table)
+
+
+@app.command()
+def verify(
+    dataset: Annotated[str | None, typer.Argument(help="`obd`: recount the Open Bandit Dataset.")] = None,
+    impressions: Annotated[Path | None, typer.Option(help="Impressions to recount.")] = None,
+    clicks: Annotated[Path | None, typer.Option(help="Clicks to recount.")] = None,
+    products: Annotated[Path | None, typer.Option(help="Products.")] = None,
+    creatives: Annotated[Path | None, typer.Option(help="Creatives.")] = None,
+    users: Annotated[Path | None, typer.Option(help="Users.")] = None,
+    from_topics: Annotated[bool, typer.Option("--from-topics", help="Recount from the broker's topics.")] = False,
+    state: StatePath = None,
+    json: Json = None,
+) -> None:
+    """Recount from files or topics and compare with the state; exit 1 when anything differs."""
+    from rich.console import Console
+
+    from osmf.event_files import EventFiles
+    from osmf.event_rows import EventFileError
+    from osmf.figures import write_figures
+    from osmf.replay_obd import open_bandit_entries, open_bandit_files
+    from osmf.verify import run_verify
+    from state.store import StateError
+
+    settings = _settings()
+    entries: Callable[[], Iterable[LogEntry]] | None = None
+    try:
+        if dataset == "obd":
+            obd = open_bandit_files()
+            entries = lambda: open_bandit_entries(obd)  # noqa: E731
+        elif impressions is not None and clicks is not None and products is not None:
+            files = EventFiles(impressions, clicks, products, creatives, users)
+            entries = lambda: files.entries(settings.streams.fields)  # noqa: E731
+        figures, shown, code = run_verify(
+            state or settings.state.path, settings.streams, entries=entries, from_topics=from_topics
+        )
+    except (StateError, EventFileError, RuntimeError) as error:
+        raise _fail(error) from error
+    if json is not None:
+        write_figures(figures, json)
+    if json != "-":
+        for each in shown:
+            Console().print(each)
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -15,7 +15,7 @@ class ServingSettings(BaseModel):
     refresh_ms: int = Field(1_000, ge=10, description="How often the policy reads the state, milliseconds.")
     experiment: str = Field("groups", min_length=1, max_length=100, description="Name of the A/B experiment.")
     explore_share: float = Field(
-        0.1, ge=0, le=1, description="Share of showings drawn uniformly, in both arms: what keeps estimates honest."
+        0.2, ge=0, le=1, description="Share of showings drawn uniformly, in both arms: what keeps estimates honest."
     )
     warm_up_impressions: int = Field(
         15_000,

@@ -181,51 +181,48 @@ class Join:
             return
         waiting = txn.get_many(Table.WAITING_CLICKS, [impression_id.encode() for impression_id in impressions])
         for key, value in waiting.items():
-            record = _WAITING.decode(value)
-            joined.tally(record.topic, record.partition).n_used += 1
             changes.delete(Table.WAITING_CLICKS, key)
-            self._credit(touched, key.decode(), joined)
+            self._attribute(touched, key.decode(), _WAITING.decode(value), joined)
 
     def _click(
         self, txn: ReadTransaction, changes: ChangeSet, touched: _Touched, click: Received, joined: Joined
     ) -> None:
         event, at = click.event, click.message
         assert isinstance(event, Click)
-        record = touched.get(event.impression_id)
-        tally = joined.tally(at.topic, at.partition)
-        if record is None:
-            key = event.impression_id.encode()
-            if txn.get(Table.WAITING_CLICKS, key) is not None or changes.has(Table.WAITING_CLICKS, key):
-                tally.n_used += 1
-                tally.n_duplicates += 1
-                return
-            changes.put(
-                Table.WAITING_CLICKS,
-                key,
-                encode_record(
-                    WaitingClickRecord(
-                        event.clicked_at_ms, at.topic, at.partition, at.offset, click.row, at.value or b""
-                    )
-                ),
-            )
-            until_ms = event.clicked_at_ms + self._settings.click_wait_s * 1000
-            changes.put(Table.TIMERS, timer_key(until_ms, event.impression_id), _WAIT)
+        arrived = WaitingClickRecord(event.clicked_at_ms, at.topic, at.partition, at.offset, click.row, at.value or b"")
+        if touched.get(event.impression_id) is not None:
+            self._attribute(touched, event.impression_id, arrived, joined)
             return
-        delay_s = (event.clicked_at_ms - record.shown_at_ms) / 1000
+        key = event.impression_id.encode()
+        if changes.has(Table.WAITING_CLICKS, key) or txn.get(Table.WAITING_CLICKS, key) is not None:
+            tally = joined.tally(at.topic, at.partition)
+            tally.n_used += 1
+            tally.n_duplicates += 1
+            return
+        changes.put(Table.WAITING_CLICKS, key, encode_record(arrived))
+        until_ms = event.clicked_at_ms + self._settings.click_wait_s * 1000
+        changes.put(Table.TIMERS, timer_key(until_ms, event.impression_id), _WAIT)
+
+    def _attribute(self, touched: _Touched, impression_id: str, click: WaitingClickRecord, joined: Joined) -> None:
+        """Give a click to its impression, unless it came too late or there was one before."""
+        record = touched.get(impression_id)
+        assert record is not None
+        delay_s = (click.clicked_at_ms - record.shown_at_ms) / 1000
         if delay_s > self._settings.attribution_window_s:
             joined.refuse(
-                click.refuse(
-                    "unknown_impression",
-                    f"the click came {delay_s:.0f} s after impression {event.impression_id!r}; it is credited up to "
+                _refused(
+                    click,
+                    f"the click came {delay_s:.0f} s after impression {impression_id!r}; it is credited up to "
                     f"streams.join.attribution_window_s = {self._settings.attribution_window_s} s after it",
                 )
             )
             return
+        tally = joined.tally(click.topic, click.partition)
         tally.n_used += 1
         if record.clicked:
             tally.n_duplicates += 1
             return
-        self._credit(touched, event.impression_id, joined)
+        self._credit(touched, impression_id, joined)
 
     def _credit(self, touched: _Touched, impression_id: str, joined: Joined) -> None:
         record = touched.get(impression_id)
@@ -279,16 +276,16 @@ class Join:
         record = _WAITING.decode(pending)
         changes.delete(Table.WAITING_CLICKS, key)
         joined.refuse(
-            Refused(
-                record.topic,
-                record.partition,
-                record.offset,
-                record.row,
-                "unknown_impression",
+            _refused(
+                record,
                 f"no impression {impression_id!r} within streams.join.click_wait_s = {self._settings.click_wait_s} s",
-                record.payload,
             )
         )
+
+
+def _refused(click: WaitingClickRecord, detail: str) -> Refused:
+    at = (click.topic, click.partition, click.offset, click.row)
+    return Refused(*at, "unknown_impression", detail, click.payload)
 
 
 class _Touched:
