@@ -35,12 +35,13 @@ from streams.settings import StreamSettings
 from streams.tail import Tail
 
 DEMO_IMPRESSIONS = 800_000
-DEMO_HOURS = 14 * 24.0
-"""Event time of the run: two weeks, whatever its size."""
+DEMO_HOURS = 14.0
+"""Event time of the run, whatever its size. A second of the run is then some minutes of it: short enough that what
+one topic is read behind another stays far inside the join's label window."""
 
 POLL_S = 0.5
 DRAIN_TIMEOUT_S = 180.0
-DEMO_CLICK_WAIT_S = 43_200
+DEMO_CLICK_WAIT_S = 7_200
 
 
 class DemoError(RuntimeError):
@@ -102,7 +103,7 @@ def _demo_settings(settings: Settings, out: Path, n_impressions: int | None, see
     port = _free_port()
     settings = _with(settings, "state", path=out / "state", sync=False)
     settings = _with(settings, "serving", port=port)
-    # A second of the run is hours of event time: a topic that is read a moment later is late by as much.
+    # A second of the run is minutes of event time: a topic that is read a moment later is late by as much.
     join = settings.streams.join.model_copy(update={"click_wait_s": DEMO_CLICK_WAIT_S})
     settings = _with(settings, "streams", join=join)
     settings = _with(settings, "offline", dataset_dir=out / "offline", interval_s=20.0)

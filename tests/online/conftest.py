@@ -45,6 +45,7 @@ class Log:
     n_duplicates: int
     dead: dict[str, int]
     by_creative: dict[tuple[str, str], tuple[int, int]]
+    by_arm: dict[str, tuple[int, int]]
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +71,7 @@ def online() -> OnlineSettings:
         ),
         counts=CountSettings(half_life_s=900, user_buckets=4),
         shift=ShiftSettings(
-            warm_up_impressions=100, threshold=8, min_impressions=40, cool_down_impressions=300, delta=0.15
+            warm_up_impressions=100, threshold=6, min_impressions=40, cool_down_impressions=300
         ),
     )
 
@@ -94,7 +95,7 @@ def open_picture(uri: str) -> bytes:
     return PICTURE
 
 
-@pytest.fixture()
+@pytest.fixture(scope="session")
 def new_pipeline(streams: StreamSettings, online: OnlineSettings) -> Callable[[], Pipeline]:
     return lambda: build_pipeline(streams, online, open_picture)
 
@@ -174,6 +175,7 @@ def log(streams: StreamSettings) -> Log:
     n_duplicates = 1
     n_clicks = 0
     by_creative: dict[tuple[str, str], tuple[int, int]] = {}
+    by_arm = {"group": (0, 0), "all": (0, 0)}
     pending: list[Impression] = []
     for number in range(N_IMPRESSIONS):
         at_ms = START_MS + 2_000 + 250 * number
@@ -203,6 +205,9 @@ def log(streams: StreamSettings) -> Log:
             likes = not likes
         clicked = rng.random() < (0.5 if likes else 0.05)
         by_creative[product, creative] = (n + 1, x + clicked)
+        if impression.arm is not None:
+            n, x = by_arm[impression.arm]
+            by_arm[impression.arm] = (n + 1, x + clicked)
         arrival_ms = at_ms + int(rng.integers(0, 3_000))
         if 1_000 <= number < 1_200:  # a stretch that comes in Arrow batches
             pending.append(impression)
@@ -216,14 +221,14 @@ def log(streams: StreamSettings) -> Log:
                 n_duplicates += 1
         if clicked:
             n_clicks += 1
-            delay_s = float(rng.exponential(15)) if rng.random() < 0.9 else float(rng.uniform(60, 500))
+            overtakes = number % 40 == 0
+            delay_s = float(rng.exponential(15)) if overtakes or rng.random() < 0.9 else float(rng.uniform(60, 500))
             click = Click(
                 impression_id=impression.impression_id,
                 product_id=product,
                 clicked_at_ms=at_ms + max(1, int(1_000 * min(delay_s, 500))),
             )
-            # Some clicks overtake their impression.
-            click_arrival = arrival_ms - 1_500 if number % 40 == 0 else click.clicked_at_ms + int(rng.integers(3_000))
+            click_arrival = arrival_ms - 1_500 if overtakes else click.clicked_at_ms + int(rng.integers(3_000))
             out.send(click, click_arrival)
             if number % 30 == 0:
                 out.send(click, click_arrival + 1)
@@ -248,4 +253,4 @@ def log(streams: StreamSettings) -> Log:
         out.send(last, event_time_ms(last))
         n, x = by_creative[product, "a"]
         by_creative[product, "a"] = (n + 1, x)
-    return Log(out.messages(), N_IMPRESSIONS + 3, n_clicks, n_duplicates, dead, by_creative)
+    return Log(out.messages(), N_IMPRESSIONS + 3, n_clicks, n_duplicates, dead, by_creative, by_arm)
