@@ -109,7 +109,7 @@ class ShiftSettings(BaseModel):
         500, ge=0, description="Labelled impressions of a product with different groups before its detector starts."
     )
     threshold: float = Field(
-        12.0,
+        8.0,
         gt=0,
         description="Cumulative log-likelihood ratio that raises the alarm, nats; false alarms are then about "
         "exp(threshold) impressions of a product apart.",

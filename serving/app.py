@@ -54,7 +54,7 @@ def build_app(service: DecisionService, settings: ServingSettings) -> Starlette:
     async def decide(request: Request) -> Response:
         try:
             body = decoder.decode(await request.body())
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             return _json({"error": f"the body is no decide call: {error}; nothing was decided"}, 400)
         if len(body.requests) > MAX_REQUESTS:
             return _json(

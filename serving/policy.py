@@ -7,7 +7,7 @@ computed first and then drawn from, so the logged propensity is exact.
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 from typing import Literal
 
 import numpy as np
@@ -44,4 +44,6 @@ def best_chances(
 
 def arm_of(experiment: str, user_id: str) -> Arm:
     """Return a user's arm: half of the users each, the same at every call."""
-    return ARMS[zlib.crc32(f"{experiment}|{user_id}".encode()) >> 16 & 1]
+    # A checksum such as CRC-32 is linear: the arms of two experiments would be tied to each other.
+    digest = hashlib.blake2b(f"{experiment}|{user_id}".encode(), digest_size=1).digest()
+    return ARMS[digest[0] & 1]

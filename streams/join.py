@@ -237,7 +237,7 @@ class Join:
         end = timer_key(self.watermark_ms, "")
         due: list[tuple[bytes, bytes]] = []
         for key, kind in txn.scan(Table.TIMERS):
-            if key >= end:
+            if key >= end or len(due) >= self._settings.max_timers_per_batch:
                 break
             if not changes.has(Table.TIMERS, key):
                 due.append((key, kind))

@@ -43,6 +43,12 @@ class JoinSettings(BaseModel):
     attribution_window_s: int = Field(
         86_400, ge=1, description="How long a click is still credited to its impression, seconds of event time."
     )
+    max_timers_per_batch: int = Field(
+        50_000,
+        ge=1,
+        description="Windows that one micro-batch closes at most, the oldest first: after a gap in the stream, a "
+        "commit stays small.",
+    )
     click_wait_s: int = Field(
         3_600,
         ge=0,
