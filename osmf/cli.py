@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,7 @@ from osmf.settings import CONFIG_VARIABLE, Settings, SettingsRefusedError, descr
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from benchmarks.measured import Measured
     from osmf.figures import Figures
     from osmf.log_entry import LogEntry
     from state.store import Store
@@ -369,6 +371,69 @@ def verify(
         for each in shown:
             Console().print(each)
     raise typer.Exit(code)
+
+
+class Bench(StrEnum):
+    """What can be benchmarked."""
+
+    LEARN = "learn"
+    RENDER = "render"
+
+
+@app.command()
+def bench(
+    what: Annotated[Bench, typer.Argument(help="learn: AUROC and rows/s in one pass; render: ms for a picture.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Under a minute on two cores.")] = False,
+    seed: Annotated[list[int] | None, typer.Option(help="World to run; may be given several times.")] = None,
+    json: Json = None,
+) -> None:
+    """Measure speed and quality on this machine."""
+    from benchmarks.learn import bench_learn
+    from benchmarks.render import bench_render
+
+    started_s = time.monotonic()
+    measured = bench_learn(quick=quick, seeds=seed) if what is Bench.LEARN else bench_render(quick=quick)
+    _show(_figures(f"bench {what.value}", measured, started_s), json)
+
+
+class Evaluation(StrEnum):
+    """What can be evaluated."""
+
+    GROUPS = "groups"
+
+
+@app.command("eval")
+def evaluate(
+    what: Annotated[Evaluation, typer.Argument(help="groups: how much they differ, and agree with batch and truth.")],
+    truth: Annotated[Path | None, typer.Option(help="truth.json of the simulation that made the state.")] = None,
+    state: StatePath = None,
+    quick: Annotated[bool, typer.Option("--quick", help="On a smaller sample of users.")] = False,
+    json: Json = None,
+) -> None:
+    """Evaluate what a state has learnt."""
+    from benchmarks.evaluate import evaluate_groups
+    from state.store import StateError
+
+    settings, started_s = _settings(), time.monotonic()
+    try:
+        measured = evaluate_groups(state or settings.state.path, truth, settings.online, quick=quick)
+    except StateError as error:
+        raise _fail(error) from error
+    _show(_figures(f"eval {what.value}", measured, started_s), json)
+
+
+def _figures(command: str, measured: Measured, started_s: float) -> Figures:
+    from osmf.figures import Figures, commit, device
+
+    return Figures(
+        command=command,
+        commit=commit(),
+        seeds=measured.seeds,
+        device=device(),
+        seconds=time.monotonic() - started_s,
+        metrics=measured.metrics,
+        detail=measured.detail,
+    )
 
 
 @app.command()

@@ -13,8 +13,8 @@ from typing import Any
 from streams.merge import Message, PartitionMerge
 from streams.settings import StreamSettings
 
-FETCH_TARGET_BATCHES = 4
-"""A partition with this many batches in its buffer is paused until it has been worked off."""
+READ_AHEAD_BATCHES = 2
+"""A topic is read on until this many batches of it are buffered, or one of its partitions has run dry."""
 
 
 POLL_MS = 10
@@ -63,6 +63,10 @@ class TopicsMissingError(ConsumerError):
 class BatchConsumer:
     """Reads every partition of some topics and yields micro-batches in merged order.
 
+    Each topic has a consumer of its own, so that a topic that is far ahead can be left alone while
+    another is read. (One consumer with ``pause`` and ``resume`` would do, but kafka-python 3.0.12 can
+    leave the records of a resumed partition parked for ever.)
+
     Parameters
     ----------
     settings
@@ -70,7 +74,7 @@ class BatchConsumer:
     topics
         The topics, in order of precedence at equal timestamps.
     offsets
-        Where each (topic, partition) continues; 0 for those that are not named.
+        Where each (topic, partition) continues; the beginning for those that are not named.
     clock_s
         A monotonic clock, seconds.
     """
@@ -82,40 +86,21 @@ class BatchConsumer:
         offsets: Mapping[tuple[str, int], int],
         clock_s: Callable[[], float],
     ) -> None:
-        from kafka import KafkaConsumer, TopicPartition
-
         self._settings = settings
         self._clock_s = clock_s
-        self._consumer: Any = KafkaConsumer(
-            bootstrap_servers=settings.bootstrap_servers.split(","),
-            group_id=settings.consumer_group,
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            max_poll_records=settings.batch_events,
-            fetch_max_wait_ms=20,
-            **settings.client_options,
-        )
-        missing = [topic for topic in topics if not self._consumer.partitions_for_topic(topic)]
-        if missing:
-            self._consumer.close()
-            raise TopicsMissingError(missing, settings.bootstrap_servers)
-        self._partitions = [
-            (topic, partition) for topic in topics for partition in sorted(self._consumer.partitions_for_topic(topic))
-        ]
-        self._assigned = {partition: TopicPartition(*partition) for partition in self._partitions}
-        self._consumer.assign(list(self._assigned.values()))
-        self._started_at: dict[tuple[str, int], int] = {}
-        firsts = self._consumer.beginning_offsets(list(self._assigned.values()))
-        for partition, assigned in self._assigned.items():
-            wanted = offsets.get(partition, 0)
-            first = firsts[assigned]
-            if partition in offsets and first > wanted:
-                self._consumer.close()
-                raise OffsetsExpiredError(*partition, wanted, first)
-            self._consumer.seek(assigned, max(wanted, first))
-            self._started_at[partition] = max(wanted, first)
+        self._readers: dict[str, _TopicReader] = {}
+        try:
+            for topic in topics:
+                self._readers[topic] = _TopicReader(settings, topic)
+            if missing := [topic for topic, reader in self._readers.items() if not reader.partitions]:
+                raise TopicsMissingError(missing, settings.bootstrap_servers)
+            for reader in self._readers.values():
+                reader.seek(offsets)
+        except BaseException:
+            self.close()
+            raise
+        self._partitions = [partition for reader in self._readers.values() for partition in reader.partitions]
         self._merge = PartitionMerge(self._partitions)
-        self._paused: set[tuple[str, int]] = set()
         self._last_fetch_s = dict.fromkeys(self._partitions, clock_s())
 
     def poll(self, timeout_s: float) -> list[Message]:
@@ -127,9 +112,13 @@ class BatchConsumer:
         taken: list[Message] = []
         while len(taken) < self._settings.batch_events:
             self._fetch()
-            ended = [partition for partition in self._merge.empty() if self._has_ended(partition)]
+            empty = self._merge.empty()
+            ended = [partition for partition in empty if self._has_ended(partition)]
             more = self._merge.take(self._settings.batch_events - len(taken), ended=ended)
             taken += more
+            for partition in set(self._merge.empty()) - set(empty):
+                # It was not read on while its buffer was full: what it lacks is counted from now.
+                self._last_fetch_s[partition] = self._clock_s()
             if more or self._merge.n_buffered:
                 continue
             if len(ended) == len(self._partitions) and (taken or self._clock_s() >= deadline_s):
@@ -141,47 +130,44 @@ class BatchConsumer:
         idle_s = self._clock_s() - self._last_fetch_s[partition]
         if idle_s < self._settings.linger_ms / 1000:
             return False
-        end = self._consumer.highwater(self._assigned[partition])
+        reader = self._readers[partition[0]]
+        end = reader.end(partition)
         if end is None:
             # No answer yet for this partition: give the broker longer before the batch goes on without it.
             return idle_s >= FIRST_FETCH_WAIT_S
-        position: int = self._consumer.position(self._assigned[partition])
-        if end < self._started_at[partition]:
-            raise StateAheadOfBrokerError(*partition, self._started_at[partition], end)
-        return bool(position >= end)
+        return reader.position(partition) >= end
 
     def _fetch(self) -> None:
-        limit = self._settings.batch_events * FETCH_TARGET_BATCHES
-        full = {p for p in self._partitions if self._merge.n_buffered_of(p) >= limit}
-        for partition in full - self._paused:
-            self._consumer.pause(self._assigned[partition])
-        for partition in self._paused - full:
-            self._consumer.resume(self._assigned[partition])
+        empty = self._merge.empty()
+        wanting = [
+            reader
+            for reader in self._readers.values()
+            if any(partition in empty for partition in reader.partitions)
+            or sum(self._merge.n_buffered_of(partition) for partition in reader.partitions)
+            < READ_AHEAD_BATCHES * self._settings.batch_events
+        ]
+        # Without waiting first; if nothing has come and something is missing, for a moment each.
+        came = [self._read(reader, 0) for reader in wanting]
+        if empty and not any(came):
+            for reader in wanting:
+                self._read(reader, POLL_MS)
+
+    def _read(self, reader: _TopicReader, timeout_ms: int) -> bool:
+        found = reader.poll(timeout_ms)
+        for partition, messages in found.items():
+            self._merge.add(partition, messages)
             self._last_fetch_s[partition] = self._clock_s()
-        self._paused = full
-        for assigned, records in self._consumer.poll(timeout_ms=POLL_MS if self._merge.empty() else 0).items():
-            partition = (assigned.topic, assigned.partition)
-            self._merge.add(
-                partition,
-                [Message(partition[0], partition[1], r.offset, max(r.timestamp, 0), r.value) for r in records],
-            )
-            self._last_fetch_s[partition] = self._clock_s()
+        return bool(found)
 
     def report(self, offsets: Mapping[tuple[str, int], int]) -> None:
         """Tell the broker how far the state has come; advisory, so a refusal changes nothing."""
-        from kafka import OffsetAndMetadata
-
-        self._consumer.commit_async(
-            {
-                self._assigned[p]: OffsetAndMetadata(offset, "", -1)
-                for p, offset in offsets.items()
-                if p in self._assigned
-            }
-        )
+        for reader in self._readers.values():
+            reader.report(offsets)
 
     def close(self) -> None:
-        """Close the connection."""
-        self._consumer.close(autocommit=False)
+        """Close the connections."""
+        for reader in self._readers.values():
+            reader.close()
 
     def __enter__(self) -> BatchConsumer:
         return self
@@ -190,3 +176,73 @@ class BatchConsumer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _TopicReader:
+    """All partitions of one topic, from given offsets on."""
+
+    def __init__(self, settings: StreamSettings, topic: str) -> None:
+        from kafka import KafkaConsumer, TopicPartition
+
+        self._consumer: Any = KafkaConsumer(
+            bootstrap_servers=settings.bootstrap_servers.split(","),
+            group_id=settings.consumer_group,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            max_poll_records=settings.batch_events,
+            fetch_max_wait_ms=20,
+            **settings.client_options,
+        )
+        self.partitions = [(topic, partition) for partition in sorted(self._consumer.partitions_for_topic(topic) or ())]
+        self._assigned: dict[tuple[str, int], Any] = {
+            partition: TopicPartition(*partition) for partition in self.partitions
+        }
+        self._started_at: dict[tuple[str, int], int] = {}
+
+    def seek(self, offsets: Mapping[tuple[str, int], int]) -> None:
+        """Continue at the offsets; at the beginning of partitions that are not named."""
+        self._consumer.assign(list(self._assigned.values()))
+        firsts = self._consumer.beginning_offsets(list(self._assigned.values()))
+        for partition, assigned in self._assigned.items():
+            first: int = firsts[assigned]
+            wanted = offsets.get(partition, first)
+            if first > wanted:
+                raise OffsetsExpiredError(*partition, wanted, first)
+            self._consumer.seek(assigned, wanted)
+            self._started_at[partition] = wanted
+
+    def poll(self, timeout_ms: int) -> dict[tuple[str, int], list[Message]]:
+        """Return the messages that have come, by partition."""
+        return {
+            (assigned.topic, assigned.partition): [
+                Message(assigned.topic, assigned.partition, record.offset, max(record.timestamp, 0), record.value)
+                for record in records
+            ]
+            for assigned, records in self._consumer.poll(timeout_ms=timeout_ms).items()
+        }
+
+    def end(self, partition: tuple[str, int]) -> int | None:
+        """Return the offset after a partition's last message, as of the last answer; None before the first."""
+        end: int | None = self._consumer.highwater(self._assigned[partition])
+        if end is not None and end < self._started_at[partition]:
+            raise StateAheadOfBrokerError(*partition, self._started_at[partition], end)
+        return end
+
+    def position(self, partition: tuple[str, int]) -> int:
+        """Return the offset of the message that comes next."""
+        position: int = self._consumer.position(self._assigned[partition])
+        return position
+
+    def report(self, offsets: Mapping[tuple[str, int], int]) -> None:
+        from kafka import OffsetAndMetadata
+
+        self._consumer.commit_async(
+            {
+                assigned: OffsetAndMetadata(offsets[partition], "", -1)
+                for partition, assigned in self._assigned.items()
+                if partition in offsets
+            }
+        )
+
+    def close(self) -> None:
+        self._consumer.close(autocommit=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -67,12 +66,14 @@ def online() -> OnlineSettings:
             d_model=16, d_field=4, d_hidden=16, learning_rate=0.01, batch_rows=64, replay_rows=1_000, ema_steps=8
         ),
         groups=GroupSettings(
-            k_max=3, reservoir_users=64, warm_up_impressions=600, adopt_every_impressions=400, refresh_products_per_batch=2
+            k_max=3,
+            reservoir_users=64,
+            warm_up_impressions=600,
+            adopt_every_impressions=400,
+            refresh_products_per_batch=2,
         ),
         counts=CountSettings(half_life_s=900, user_buckets=4),
-        shift=ShiftSettings(
-            warm_up_impressions=100, threshold=6, min_impressions=40, cool_down_impressions=300
-        ),
+        shift=ShiftSettings(warm_up_impressions=100, threshold=6, min_impressions=40, cool_down_impressions=300),
     )
 
 
@@ -242,7 +243,9 @@ def log(streams: StreamSettings) -> Log:
             out.send_bytes(topics.impressions, at, raw.replace(b'"user_id"', b'"user"'))
             out.send_bytes(topics.impressions, at, raw.replace(b"%d" % at_ms, b"-1"))
             out.send_bytes(topics.impressions, at, raw.replace(product.encode(), b"p9").replace(b"i02000", b"j1"))
-            out.send_bytes(topics.impressions, at, raw.replace(b'"creative_id":"', b'"creative_id":"z').replace(b"i02000", b"j2"))
+            out.send_bytes(
+                topics.impressions, at, raw.replace(b'"creative_id":"', b'"creative_id":"z').replace(b"i02000", b"j2")
+            )
             for orphan in ("never-1", "never-2"):
                 out.send(Click(impression_id=orphan, product_id="p0", clicked_at_ms=at_ms), at)
     end_ms = START_MS + 2_000 + 250 * N_IMPRESSIONS + 2_000_000

@@ -186,7 +186,9 @@ def sample_of(n_users: int, memory: float, seed: int) -> npt.NDArray[np.uint32]:
     assert clustering.n_users == 64
     assert clustering.n_seen == n_users
     assert len(set(clustering.user_keys.tolist())) == 64
-    assert (clustering.attributes[:, 0] == clustering.user_keys % 251).all()  # a user's key and attributes stay together
+    assert (
+        clustering.attributes[:, 0] == clustering.user_keys % 251
+    ).all()  # a user's key and attributes stay together
     return clustering.user_keys
 
 

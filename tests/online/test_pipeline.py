@@ -33,7 +33,9 @@ def content(store: Store) -> Content:
 
 
 def differences(a: Content, b: Content) -> list[tuple[str, bytes]]:
-    return [(table.value, key) for table, key in sorted(a.keys() | b.keys()) if a.get((table, key)) != b.get((table, key))]
+    return [
+        (table.value, key) for table, key in sorted(a.keys() | b.keys()) if a.get((table, key)) != b.get((table, key))
+    ]
 
 
 def run_all(
@@ -59,9 +61,7 @@ def run_all(
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
-    tmp_path_factory: pytest.TempPathFactory, log: Any, new_pipeline: NewPipeline
-) -> tuple[Path, Content]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, log: Any, new_pipeline: NewPipeline) -> tuple[Path, Content]:
     path = tmp_path_factory.mktemp("undisturbed")
     return path, run_all(path, log.messages, new_pipeline)
 
@@ -244,7 +244,22 @@ def mutate(rng: random.Random, payload: bytes) -> bytes:
         del raw[name]
     else:
         raw[name] = rng.choice(
-            [None, 0, -1, 10**30, 253_402_300_799_999, 2**32 - 1, 1.5, "", "é" * 100, "日" * 199, "x" * 200, [], {}, "zip://a::/"]
+            [
+                None,
+                0,
+                -1,
+                10**30,
+                253_402_300_799_999,
+                2**32 - 1,
+                1.5,
+                "",
+                "é" * 100,
+                "日" * 199,
+                "x" * 200,
+                [],
+                {},
+                "zip://a::/",
+            ]
         )
     return json.dumps(raw).encode()
 

@@ -110,7 +110,12 @@ def raising(error: Exception) -> Callable[[str], bytes]:
 
 @pytest.mark.parametrize(
     "error",
-    [FileNotFoundError("gone"), ValueError("Protocol not known: x"), ImportError("install s3fs"), PermissionError("no")],
+    [
+        FileNotFoundError("gone"),
+        ValueError("Protocol not known: x"),
+        ImportError("install s3fs"),
+        PermissionError("no"),
+    ],
 )
 def test_an_image_that_cannot_be_read_is_refused(error: Exception) -> None:
     bench = Bench(raising(error))
@@ -160,7 +165,7 @@ def test_features_of_another_encoder_are_refused(tmp_path: Path) -> None:
     narrow = Registry(lambda: bench.text, HashedImageEncoder, picture, FeatureBank(HASHED_DIM // 2, HASHED_DIM))
     with Store(tmp_path, map_size_mib=16, sync=False) as store:
         store.commit(bench.changes)
-        with store.read() as txn, pytest.raises(FeatureWidthError, match="width 128, the encoders .* give 64"):
+        with store.read() as txn, pytest.raises(FeatureWidthError, match=r"width 128, the encoders .* give 64"):
             narrow.restore(txn)
 
 

@@ -62,7 +62,9 @@ def test_no_alarm_in_100_000_impressions_while_tastes_stay(strength: float, ctr:
 
 
 def test_the_default_settings_raise_few_false_alarms() -> None:
-    n_alarms = sum(len(list(feed(ShiftDetection(ShiftSettings()), 50_000, taste_scores(seed, 1)))) for seed in range(20))
+    n_alarms = sum(
+        len(list(feed(ShiftDetection(ShiftSettings()), 50_000, taste_scores(seed, 1)))) for seed in range(20)
+    )
     assert n_alarms <= 4  # in a million impressions
 
 

@@ -94,18 +94,18 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> State:
     return State(path, online, streams)
 
 
-@pytest.fixture()
+@pytest.fixture
 def store(state: State) -> Iterator[Store]:
     with Store(state.path, readonly=True) as opened:
         yield opened
 
 
-@pytest.fixture()
+@pytest.fixture
 def settings() -> ServingSettings:
     return ServingSettings(warm_up_impressions=1_000, seed=4)
 
 
-@pytest.fixture()
+@pytest.fixture
 def service(state: State, store: Store, settings: ServingSettings) -> DecisionService:
     made = DecisionService(store, state.online, settings, impressions_topic=state.streams.topics.impressions)
     made.refresh()

@@ -15,7 +15,7 @@ from serving.settings import ServingSettings
 from state.store import Store
 
 
-@pytest.fixture()
+@pytest.fixture
 def client(service: DecisionService, settings: ServingSettings) -> Iterator[TestClient]:
     with TestClient(build_app(service, settings)) as opened:
         yield opened
@@ -86,7 +86,10 @@ def test_too_many_requests_are_a_413(client: TestClient) -> None:
     assert (most.status_code, len(most.json()["decisions"])) == (200, MAX_REQUESTS)
     answer = client.post("/v1/decide", json=body(*["split"] * (MAX_REQUESTS + 1)))
     assert answer.status_code == 413
-    assert answer.json()["error"] == f"{MAX_REQUESTS + 1} requests in one call; at most {MAX_REQUESTS}; nothing was decided"
+    assert (
+        answer.json()["error"]
+        == f"{MAX_REQUESTS + 1} requests in one call; at most {MAX_REQUESTS}; nothing was decided"
+    )
 
 
 def test_products_and_lag(client: TestClient) -> None:

@@ -125,9 +125,7 @@ def test_a_commit_that_fails_changes_nothing(tmp_path: Path, bad: tuple[Table, b
         with pytest.raises(lmdb.Error):
             # META comes before OUTBOX, so some of it was put when the bad one came.
             store.commit(
-                change(
-                    (Table.META, b"x", b"y"), (Table.CELLS, b"old", None), (Table.OFFSETS, b"at", b"20"), bad
-                )
+                change((Table.META, b"x", b"y"), (Table.CELLS, b"old", None), (Table.OFFSETS, b"at", b"20"), bad)
             )
         assert content(store) == before
         store.commit(change((Table.CELLS, b"old", b"2")))
@@ -281,7 +279,9 @@ def test_get_many_returns_those_that_are_there(tmp_path: Path) -> None:
 
 keys = st.binary(min_size=1, max_size=3)
 steps = st.lists(
-    st.lists(st.tuples(st.sampled_from([Table.CELLS, Table.META]), keys, st.none() | st.binary(max_size=4)), max_size=6),
+    st.lists(
+        st.tuples(st.sampled_from([Table.CELLS, Table.META]), keys, st.none() | st.binary(max_size=4)), max_size=6
+    ),
     max_size=5,
 )
 

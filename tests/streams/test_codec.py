@@ -362,7 +362,8 @@ def test_an_arrow_stream_without_rows_is_refused() -> None:
         pytest.param(pa.array([[(1, "x")]], pa.map_(pa.int64(), pa.string())), id="map with number keys"),
         pytest.param(pa.array([[(b"\xff", "x")]], pa.map_(pa.binary(), pa.string())), id="map with byte keys"),
         pytest.param(
-            pa.array([[({"a": 1}, "x")]], pa.map_(pa.struct([("a", pa.int64())]), pa.string())), id="map with struct keys"
+            pa.array([[({"a": 1}, "x")]], pa.map_(pa.struct([("a", pa.int64())]), pa.string())),
+            id="map with struct keys",
         ),
         pytest.param(pa.array([10**30], pa.decimal128(38, 0)), id="decimal"),
         pytest.param(pa.array([b"\xff\xfe"], pa.binary()), id="binary"),

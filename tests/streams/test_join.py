@@ -99,7 +99,7 @@ def click(impression_id: str, at_s: int) -> Click:
     return Click(impression_id=impression_id, product_id="p", clicked_at_ms=at_s * 1000)
 
 
-@pytest.fixture()
+@pytest.fixture
 def runner(tmp_path: Path) -> Iterator[Runner]:
     with Store(tmp_path, map_size_mib=16, sync=False) as store:
         yield Runner(store, WINDOWS)
@@ -203,7 +203,9 @@ CASES = {
     "an impression that comes after its attribution window is labelled and forgotten": Case(
         [[show("x", T + 2_000)], [show("a", T)], [click("a", T + 1)]], labelled=[False], dead=1
     ),
-    "a click that is said to come before its impression counts": Case([[show("a", T)], [click("a", T - 50)]], clicked=1),
+    "a click that is said to come before its impression counts": Case(
+        [[show("a", T)], [click("a", T - 50)]], clicked=1
+    ),
 }
 
 

@@ -1,0 +1,42 @@
+"""Measured: what a benchmark found, as numbers with intervals over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures of a benchmark; ``metrics`` are flat, ``seeds`` names those that were run."""
+
+    metrics: dict[str, float | int]
+    seeds: dict[str, int] = field(default_factory=dict)
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+def over_seeds(runs: Mapping[int, Mapping[str, float]]) -> Measured:
+    """Return the mean of every figure over seeds, with its 95% t-interval from two seeds on."""
+    metrics: dict[str, float | int] = {}
+    for name in next(iter(runs.values())):
+        values = [float(run[name]) for run in runs.values()]
+        mean = math.fsum(values) / len(values)
+        metrics[name] = mean
+        if len(values) > 1:
+            half = _half_width(values, mean)
+            metrics |= {f"{name}_low": mean - half, f"{name}_high": mean + half}
+    return Measured(
+        metrics,
+        {f"world_{position}": seed for position, seed in enumerate(runs)},
+        {"by_seed": {str(seed): dict(run) for seed, run in runs.items()}},
+    )
+
+
+def _half_width(values: Sequence[float], mean: float) -> float:
+    from scipy.special import stdtrit
+
+    n = len(values)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    return float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n)
