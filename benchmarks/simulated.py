@@ -165,4 +165,3 @@ def register(stage: Stage, at_ms: int, online: OnlineSettings) -> tuple[FeatureB
 def is_registration(message: Message, streams: StreamSettings) -> bool:
     """Tell whether a message announces a product or a creative."""
     return message.topic in (streams.topics.products, streams.topics.creatives)
-

@@ -17,7 +17,7 @@ from state.reading import open_view
 from state.store import Store
 from tests.osmf.browser import open_in_browser
 
-pytestmark = [pytest.mark.broker]
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(420)]
 
 N_IMPRESSIONS = 40_000
 

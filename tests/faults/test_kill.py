@@ -23,7 +23,7 @@ from streams.broker import LocalBroker
 from streams.producer import EventProducer
 from streams.settings import StreamSettings
 
-pytestmark = [pytest.mark.broker]
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
 
 SEED = 23
 IDLE_S = 1.5
