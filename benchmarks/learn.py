@@ -9,7 +9,7 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.measured import Measured, chosen_seeds, over_seeds
+from benchmarks.measured import REPORTING_SEEDS, Measured, check_seeds, over_seeds
 from benchmarks.simulated import SimulatedRows, simulate_rows, simulator_settings
 from online.encoders import feature_dims
 from online.learner import PreferenceLearner
@@ -40,7 +40,7 @@ class _OnlineModel(Protocol):
 
 def bench_learn(
     quick: bool,
-    seeds: Sequence[int] | None = None,
+    seeds: Sequence[int] = REPORTING_SEEDS,
     *,
     simulator: SimulatorSettings | None = None,
     online: OnlineSettings | None = None,
@@ -59,21 +59,22 @@ def bench_learn(
     Parameters
     ----------
     quick
-        A small world, one seed unless others are named, and no factorization machine.
+        A small world, the first seed only, and no factorization machine.
     seeds
-        Seeds of the worlds; default: the reporting seeds.
+        Seeds of the worlds; 101 to 103 were used for tuning.
     simulator, online
         Other worlds and models; ``simulator.seed`` is replaced by each of the seeds.
     logistic_rows, fm_rows
         Other sizes of the parts that River's models get; 0 leaves one out.
     """
     online = OnlineSettings() if online is None else online
+    used = check_seeds(seeds, quick)
     if simulator is None:
         simulator = simulator_settings(N_QUICK_IMPRESSIONS if quick else N_IMPRESSIONS, quick=quick)
     n_logistic = LOGISTIC_ROWS[quick] if logistic_rows is None else logistic_rows
     n_fm = FM_ROWS[quick] if fm_rows is None else fm_rows
     runs = {}
-    for seed in chosen_seeds(seeds, quick=quick):
+    for seed in used:
         world = simulate_rows(simulator.model_copy(update={"seed": seed}), online)
         runs[seed] = _learn_world(world, online, n_logistic, n_fm, seed)
     return over_seeds(runs, {"model": online.seed})
@@ -172,7 +173,7 @@ def _logistic() -> _OnlineModel:
     from river.linear_model import LogisticRegression
     from river.optim import AdaGrad
 
-    model: _OnlineModel = LogisticRegression(optimizer=AdaGrad(0.05))
+    model: _OnlineModel = LogisticRegression(optimizer=AdaGrad(0.05))  # type: ignore[no-untyped-call]
     return model
 
 
@@ -180,5 +181,5 @@ def _factorization_machine(seed: int) -> _OnlineModel:
     from river.facto import FMClassifier
 
     # The product of two one-hot features is what a factorization machine makes itself, so it gets no crossed ones.
-    model: _OnlineModel = FMClassifier(n_factors=8, seed=seed)
+    model: _OnlineModel = FMClassifier(n_factors=8, seed=seed)  # type: ignore[no-untyped-call]
     return model
