@@ -20,9 +20,6 @@ READ_AHEAD_BATCHES = 2
 POLL_MS = 10
 """How long one fetch waits for the network when a partition has nothing buffered, milliseconds."""
 
-FIRST_FETCH_WAIT_S = 2.0
-"""How long a batch waits for the first answer about a partition, seconds."""
-
 
 class ConsumerError(RuntimeError):
     """The log cannot be consumed from where the state stands."""
@@ -108,7 +105,11 @@ class BatchConsumer:
 
         Returns an empty list when nothing came within ``timeout_s`` seconds.
         """
-        deadline_s = self._clock_s() + timeout_s
+        started_s = self._clock_s()
+        deadline_s = started_s + timeout_s
+        for partition in self._merge.empty():
+            # While the last batch was worked off nobody asked for more: that time says nothing about the log.
+            self._last_fetch_s[partition] = started_s
         taken: list[Message] = []
         while len(taken) < self._settings.batch_events:
             self._fetch()
@@ -119,9 +120,10 @@ class BatchConsumer:
             for partition in set(self._merge.empty()) - set(empty):
                 # It was not read on while its buffer was full: what it lacks is counted from now.
                 self._last_fetch_s[partition] = self._clock_s()
-            if more or self._merge.n_buffered:
+            if more:
                 continue
-            if len(ended) == len(self._partitions) and (taken or self._clock_s() >= deadline_s):
+            all_ended = len(ended) == len(self._partitions)
+            if (taken and all_ended) or (not taken and self._clock_s() >= deadline_s):
                 break
         return taken
 
@@ -132,10 +134,8 @@ class BatchConsumer:
             return False
         reader = self._readers[partition[0]]
         end = reader.end(partition)
-        if end is None:
-            # No answer yet for this partition: give the broker longer before the batch goes on without it.
-            return idle_s >= FIRST_FETCH_WAIT_S
-        return reader.position(partition) >= end
+        # Without an answer nothing is known of the partition: its messages may come first, however slow the broker is.
+        return end is not None and reader.position(partition) >= end
 
     def _fetch(self) -> None:
         empty = self._merge.empty()
