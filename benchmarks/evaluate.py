@@ -46,6 +46,8 @@ def _differences(view: StateView) -> dict[str, float | int]:
         n_distinct += grouping.distinct
         row = {group.group_id: position for position, group in enumerate(grouping.groups)}
         cells = [cell for cell in view.cells(product.product_id) if cell.group_id in row]
+        if not cells:  # all of its groups were born in the last regrouping, and nothing has been shown to them yet
+            continue
         column = {creative: position for position, creative in enumerate(sorted({c.creative_id for c in cells}))}
         counts = np.zeros((2, len(row), len(column)))
         for cell in cells:

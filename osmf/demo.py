@@ -35,9 +35,9 @@ from streams.settings import StreamSettings
 from streams.tail import Tail
 
 DEMO_IMPRESSIONS = 800_000
-DEMO_IMPRESSIONS_PER_HOUR = 57_000.0
-"""Impressions in an hour of event time. A second of the run is then some minutes of it: short enough that what one
-topic is read behind another stays far inside the join's windows."""
+DEMO_HOURS = 14.0
+"""Event time of the run. A second of it is then some minutes of event time: short enough that what one topic is read
+behind another stays inside the join's windows, long enough that labels close all the time."""
 
 POLL_S = 0.5
 DRAIN_TIMEOUT_S = 180.0
@@ -111,7 +111,7 @@ def _demo_settings(settings: Settings, out: Path, n_impressions: int | None, see
         settings, "generator", state_path=out / "generator-state", storage_url=str((out / "creatives").resolve())
     )
     n_impressions = n_impressions or DEMO_IMPRESSIONS
-    traffic = {"n_impressions": n_impressions, "impressions_per_hour": DEMO_IMPRESSIONS_PER_HOUR}
+    traffic = {"n_impressions": n_impressions, "impressions_per_hour": n_impressions / DEMO_HOURS}
     simulator: dict[str, object] = {} if seed is None else {"seed": seed}
     simulator |= {"out_dir": out / "simulate", "decision_url": f"http://127.0.0.1:{port}"}
     simulator |= {"cache_dir": settings.simulator.cache_dir.expanduser()}

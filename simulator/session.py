@@ -170,6 +170,7 @@ class Session:
         if completed:
             self._write_progress("closing")
             for requests in self.traffic.draw_closing():
+                self._await_worked_off()
                 self._show(requests)
         self.traffic.send(self.traffic.finish(), self._sink, self._topics)
         self._sink.flush()
@@ -308,6 +309,16 @@ class Session:
             if self._clock() - self._written_s >= self.settings.progress_every_s:
                 self._write_progress("before the shift" if self._shifted_at_ms is None else "after the shift")
             self._sleep(0.05)
+
+    def _await_worked_off(self) -> None:
+        """Wait until the consumer has all impressions: the closing stretch leaps hours, as no real stream does."""
+        if self._service is None:
+            return
+        self._sink.flush()
+        until = self._clock() + self.settings.max_wait_s
+        while self._n_ahead() > 0 and not self._should_stop() and self._clock() < until:
+            self._sleep(0.1)
+            self._n_processed = self._service.n_impressions_processed() - self._n_processed_before
 
     def _n_ahead(self) -> int:
         return self.traffic.counts.produced["impressions"] - (self._n_processed or 0)

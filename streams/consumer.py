@@ -103,10 +103,11 @@ class BatchConsumer:
     def poll(self, timeout_s: float) -> list[Message]:
         """Return the next batch: a full one, or what there is once every partition has run dry.
 
-        Returns an empty list when nothing came within ``timeout_s`` seconds.
+        Returns an empty list when nothing came within ``timeout_s`` seconds, or twice the linger time if that is longer.
         """
         started_s = self._clock_s()
-        deadline_s = started_s + timeout_s
+        # Not before every partition had its linger time: what is buffered of the others could never be taken.
+        deadline_s = started_s + max(timeout_s, 2 * self._settings.linger_ms / 1000)
         for partition in self._merge.empty():
             # While the last batch was worked off nobody asked for more: that time says nothing about the log.
             self._last_fetch_s[partition] = started_s
@@ -146,18 +147,15 @@ class BatchConsumer:
             or sum(self._merge.n_buffered_of(partition) for partition in reader.partitions)
             < READ_AHEAD_BATCHES * self._settings.batch_events
         ]
-        # Without waiting first; if nothing has come and something is missing, for a moment each.
-        came = [self._read(reader, 0) for reader in wanting]
-        if empty and not any(came):
-            for reader in wanting:
-                self._read(reader, POLL_MS)
+        # Never without waiting: a poll of 0 ms can return before kafka-python has asked the broker for anything.
+        for reader in wanting:
+            self._read(reader, POLL_MS)
 
-    def _read(self, reader: _TopicReader, timeout_ms: int) -> bool:
+    def _read(self, reader: _TopicReader, timeout_ms: int) -> None:
         found = reader.poll(timeout_ms)
         for partition, messages in found.items():
             self._merge.add(partition, messages)
             self._last_fetch_s[partition] = self._clock_s()
-        return bool(found)
 
     def report(self, offsets: Mapping[tuple[str, int], int]) -> None:
         """Tell the broker how far the state has come; advisory, so a refusal changes nothing."""

@@ -44,7 +44,7 @@ class JoinSettings(BaseModel):
         86_400, ge=1, description="How long a click is still credited to its impression, seconds of event time."
     )
     max_timers_per_batch: int = Field(
-        50_000,
+        2_000_000,
         ge=1,
         description="Windows that one micro-batch closes at most, the oldest first: after a gap in the stream, a "
         "commit stays small.",
@@ -67,7 +67,7 @@ class StreamSettings(BaseModel):
     )
     n_partitions: int = Field(1, ge=1, le=1024, description="Partitions of a topic that we create.")
     batch_events: int = Field(4_096, ge=1, le=100_000, description="Events of a full micro-batch.")
-    linger_ms: int = Field(100, ge=0, description="How long a batch that is not full waits for more, milliseconds.")
+    linger_ms: int = Field(300, ge=0, description="How long a batch that is not full waits for more, milliseconds.")
     client_options: dict[str, str] = Field(
         {}, description="Further kafka-python client options (security_protocol, sasl_mechanism, ...)."
     )
