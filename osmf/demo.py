@@ -35,7 +35,8 @@ from streams.settings import StreamSettings
 from streams.tail import Tail
 
 DEMO_IMPRESSIONS = 800_000
-DEMO_HOURS = 14.0
+DEMO_IMPRESSIONS_PER_HOUR = 57_000.0
+DEMO_MIN_HOURS = 3.0
 """Event time of the run. A second of it is then some minutes of event time: short enough that what one topic is read
 behind another stays inside the join's windows, long enough that labels close all the time."""
 
@@ -106,12 +107,13 @@ def _demo_settings(settings: Settings, out: Path, n_impressions: int | None, see
     # A second of the run is minutes of event time: a topic that is read a moment later is late by as much.
     join = settings.streams.join.model_copy(update={"click_wait_s": DEMO_CLICK_WAIT_S})
     settings = _with(settings, "streams", join=join)
-    settings = _with(settings, "offline", dataset_dir=out / "offline", interval_s=20.0)
+    settings = _with(settings, "offline", dataset_dir=out / "offline", interval_s=20.0, min_new_impressions=1)
     settings = _with(
         settings, "generator", state_path=out / "generator-state", storage_url=str((out / "creatives").resolve())
     )
     n_impressions = n_impressions or DEMO_IMPRESSIONS
-    traffic = {"n_impressions": n_impressions, "impressions_per_hour": n_impressions / DEMO_HOURS}
+    hours = max(n_impressions / DEMO_IMPRESSIONS_PER_HOUR, DEMO_MIN_HOURS)
+    traffic = {"n_impressions": n_impressions, "impressions_per_hour": n_impressions / hours}
     simulator: dict[str, object] = {} if seed is None else {"seed": seed}
     simulator |= {"out_dir": out / "simulate", "decision_url": f"http://127.0.0.1:{port}"}
     simulator |= {"cache_dir": settings.simulator.cache_dir.expanduser()}
