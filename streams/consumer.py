@@ -103,7 +103,7 @@ class BatchConsumer:
     def poll(self, timeout_s: float) -> list[Message]:
         """Return the next batch: a full one, or what there is once every partition has run dry.
 
-        Returns an empty list when nothing came within ``timeout_s`` seconds, or twice the linger time if that is longer.
+        Returns an empty list when nothing came within ``timeout_s`` seconds (or twice the linger time, if longer).
         """
         started_s = self._clock_s()
         # Not before every partition had its linger time: what is buffered of the others could never be taken.
