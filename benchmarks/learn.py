@@ -3,100 +3,104 @@
 Creatives are shown uniformly, so that every model sees the same impressions. Figures: AUROC of the
 prequential predictions over the second half of the stream, of the true CTRs of segments (the
 ceiling of anything that sees attributes and images), of a smoothed CTR per creative and of River's
-logistic regression on attribute-by-creative crosses; and rows per second. Worlds 101 to 104 were
-used for tuning and are no reporting seeds.
+logistic regression on attribute-by-creative crosses; and rows per second.
 """
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.measured import Measured, over_seeds
-from generator.procedural import ProceduralRenderer
+from benchmarks.log import SimulatedLog, simulate_log, simulator_settings
+from benchmarks.measured import QUICK_SEEDS, REPORTING_SEEDS, Measured, over_seeds
 from online.attributes import AttributeSchema
-from online.encoders import feature_dims, load_encoders
+from online.encoders import feature_dims
 from online.features import FeatureBank
 from online.learner import PreferenceLearner
+from online.registry import Registry, read_image
 from online.rows import LabelledRows, Rows
 from online.settings import OnlineSettings
-from simulator.decider import UniformDecider
-from simulator.session import Session
-from simulator.settings import ShiftSettings, SimulatorSettings, TrafficSettings
-from simulator.sink import ListSink
-from simulator.stage import Stage, set_stage
+from online.worker import LazyEncoders
+from simulator.settings import SimulatorSettings
 from simulator.truth import Truth
+from state.store import ChangeSet
 from streams.codec import Undecodable, topic_decoders
-from streams.events import Click, Impression
-from streams.settings import FieldMapSettings, TopicSettings
+from streams.events import Click, Creative, Event, Impression, Product
+from streams.settings import StreamSettings
 
-REPORTING_SEEDS = (11, 12, 13, 14, 15)
-QUICK_SEEDS = (11,)
 N_IMPRESSIONS = 400_000
 N_QUICK_IMPRESSIONS = 60_000
 MICRO_BATCH_ROWS = 4_096
 Floats = npt.NDArray[np.float64]
 
 
-def bench_learn(*, quick: bool, seeds: Sequence[int] | None = None) -> Measured:
-    """Measure one pass over the worlds of ``seeds``; ``quick`` takes one world and fewer impressions."""
-    n_impressions = N_QUICK_IMPRESSIONS if quick else N_IMPRESSIONS
-    chosen = seeds or (QUICK_SEEDS if quick else REPORTING_SEEDS)
-    return over_seeds({seed: _one_world(seed, n_impressions) for seed in chosen})
+def bench_learn(
+    *,
+    quick: bool,
+    seeds: Sequence[int] | None = None,
+    simulator: SimulatorSettings | None = None,
+    online: OnlineSettings | None = None,
+) -> Measured:
+    """Learn simulated worlds in one pass.
+
+    Parameters
+    ----------
+    quick
+        A shorter log, and one seed unless others are named.
+    seeds
+        Seeds of the worlds; default: the reporting seeds.
+    simulator, online
+        Other logs and models; ``simulator.seed`` is replaced by each seed; nothing is sent twice or spoiled.
+    """
+    online = OnlineSettings() if online is None else online
+    if simulator is None:
+        simulator = simulator_settings(N_QUICK_IMPRESSIONS if quick else N_IMPRESSIONS, quick=False)
+    traffic = simulator.traffic.model_copy(update={"p_duplicate": 0.0, "n_spoiled_per_reason": 0})
+    runs = {}
+    for seed in seeds or (QUICK_SEEDS if quick else REPORTING_SEEDS):
+        runs[seed] = _one_world(simulator.model_copy(update={"seed": seed, "traffic": traffic}), online)
+    return over_seeds(runs)
 
 
-def simulate_log(seed: int, n_impressions: int) -> tuple[Stage, Truth, list[Impression], set[str]]:
-    """Return a world's stage and truth, its good impressions in order, and the ids of those that were clicked."""
-    with tempfile.TemporaryDirectory() as folder:
-        settings = SimulatorSettings(
-            seed=seed,
-            decider="uniform",
-            out_dir=Path(folder),
-            cache_dir=Path("~/.cache/osmf").expanduser(),
-            traffic=TrafficSettings(
-                n_impressions=n_impressions, p_duplicate=0, n_spoiled_per_reason=0, impressions_per_hour=50_000
-            ),
-            shift=ShiftSettings(n_categories=0),
-        )
-        stage = set_stage(settings, ProceduralRenderer())
-        sink, topics = ListSink(), TopicSettings()
-        creatives = {
-            product.product_id: [creative.creative_id for creative in of_product]
-            for product, of_product in zip(stage.products, stage.creatives, strict=True)
-        }
-        decider = UniformDecider(creatives, np.random.default_rng([seed, 4]))
-        truth = Session(settings, topics, stage, sink, decider).run()
-    decoders = topic_decoders(topics, FieldMapSettings())
-    events = list(sink.events)
-    for topic, _, payload in sink.raw:
-        events += [event for event in decoders[topic].decode(payload) if not isinstance(event, Undecodable)]
-    impressions = [event for event in events if isinstance(event, Impression)]
-    return stage, truth, impressions, {event.impression_id for event in events if isinstance(event, Click)}
+def _decoded(log: SimulatedLog, streams: StreamSettings) -> Iterator[Event]:
+    decoders = topic_decoders(streams.topics, streams.fields)
+    for message in log.messages:
+        for event in decoders[message.topic].decode(message.value):
+            assert not isinstance(event, Undecodable), event
+            yield event
 
 
-def _one_world(seed: int, n_impressions: int) -> dict[str, float]:
+def _one_world(simulator: SimulatorSettings, online: OnlineSettings) -> dict[str, float]:
     from sklearn.metrics import roc_auc_score
 
-    stage, truth, impressions, clicked = simulate_log(seed, n_impressions)
-    settings = OnlineSettings(seed=seed)
-    schema = AttributeSchema(settings.attributes)
-    bank = FeatureBank(*feature_dims(settings.encoders))
-    products, creatives = _fill(bank, stage, settings)
+    streams = StreamSettings()
+    log = simulate_log(simulator, streams)
+    encoders = LazyEncoders(online.encoders)
+    bank = FeatureBank(*feature_dims(online.encoders))
+    registry = Registry(encoders.text, encoders.image, read_image, bank)
+    impressions: list[Impression] = []
+    clicked: set[str] = set()
+    for event in _decoded(log, streams):
+        if isinstance(event, Product):
+            registry.put_product(event, ChangeSet())
+        elif isinstance(event, Creative):
+            registry.put_creative(event, 0, ChangeSet())
+        elif isinstance(event, Impression):
+            impressions.append(event)
+        elif isinstance(event, Click):
+            clicked.add(event.impression_id)
+    schema = AttributeSchema(online.attributes)
     clicks = np.array([impression.impression_id in clicked for impression in impressions], np.float32)
     rows = Rows(
-        np.array([products[impression.product_id] for impression in impressions]),
-        np.array([creatives[impression.creative_id] for impression in impressions]),
+        np.array([registry.products[impression.product_id].number for impression in impressions]),
+        np.array([registry.creatives[i.product_id, i.creative_id].number for i in impressions]),
         schema.encode_many([impression.attributes for impression in impressions]),
     )
-    learner = PreferenceLearner(
-        schema.cardinalities, *feature_dims(settings.encoders), settings.model, bank, settings.seed
-    )
+    learner = PreferenceLearner(schema.cardinalities, *feature_dims(online.encoders), online.model, bank, online.seed)
     predicted: list[npt.NDArray[np.float32]] = []
     started_s = time.perf_counter()
     for start in range(0, len(rows), MICRO_BATCH_ROWS):
@@ -108,26 +112,13 @@ def _one_world(seed: int, n_impressions: int) -> dict[str, float]:
     half = len(rows) // 2
     scores: dict[str, npt.NDArray[np.floating[Any]]] = {
         "auroc": np.concatenate(predicted),
-        "auroc_ceiling": _ceiling(impressions, truth),
+        "auroc_ceiling": _ceiling(impressions, log.truth),
         "auroc_creative_ctr": _creative_ctr(rows.creatives, clicks),
         "auroc_logistic": _logistic(impressions, clicks),
     }
     figures = {name: float(roc_auc_score(clicks[half:], score[half:])) for name, score in scores.items()}
     figures["auroc_share"] = (figures["auroc"] - 0.5) / (figures["auroc_ceiling"] - 0.5)
     return figures | {"rows_s": len(rows) / seconds, "ctr": float(clicks.mean())}
-
-
-def _fill(bank: FeatureBank, stage: Stage, settings: OnlineSettings) -> tuple[dict[str, int], dict[str, int]]:
-    text, image = load_encoders(settings.encoders)
-    products: dict[str, int] = {}
-    creatives: dict[str, int] = {}
-    for product, of_product in zip(stage.products, stage.creatives, strict=True):
-        products[product.product_id] = number = len(products)
-        bank.put_title(number, text.encode(f"{product.category}: {product.title}").tobytes())
-        for creative in of_product:
-            creatives[creative.creative_id] = number = len(creatives)
-            bank.put_image(number, image.encode(creative.image_path.read_bytes(), creative.creative_id).tobytes())
-    return products, creatives
 
 
 def _ceiling(impressions: Sequence[Impression], truth: Truth) -> Floats:

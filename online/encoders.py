@@ -112,20 +112,34 @@ class EfficientNetEncoder:
     def encode(self, image: bytes | None, creative_id: str) -> Vector:
         """Return the image's features, (1280,); those of a grey picture where there is none."""
         import torch
-        from PIL import Image, UnidentifiedImageError
 
         if image is None:
             return np.zeros(self.dim, np.float32)
-        try:
-            with Image.open(BytesIO(image)) as opened:
-                pixels = opened.convert("RGB").resize((IMAGE_PX, IMAGE_PX), Image.Resampling.BILINEAR)
-        except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-            raise UnreadableImageError(creative_id, str(error)) from error
-        normal = (np.asarray(pixels, np.float32) / 255 - _IMAGE_MEAN) / _IMAGE_STD  # (224, 224, 3)
+        pixels = read_pixels(image, creative_id)
+        normal = (pixels / 255 - _IMAGE_MEAN) / _IMAGE_STD  # (224, 224, 3)
         batch = torch.from_numpy(np.ascontiguousarray(normal.transpose(2, 0, 1)))[None]  # (1, 3, 224, 224)
         with torch.inference_mode():
             grid = self._model.extract_features(batch)  # (1, 1280, 7, 7)
         return np.asarray(grid.mean(dim=(2, 3))[0].numpy(), np.float32)
+
+
+def read_pixels(image: bytes, name: str) -> Vector:
+    """Return a picture as it is shown to the image encoder, (224, 224, 3), 0 to 255.
+
+    Raises
+    ------
+    UnreadableImageError
+        The bytes are no picture, or a damaged one; ``name`` says which.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(BytesIO(image)) as opened:
+            pixels = opened.convert("RGB").resize((IMAGE_PX, IMAGE_PX), Image.Resampling.BILINEAR)
+    except Exception as error:
+        # Pillow's formats raise what they run into on damaged bytes (SyntaxError, EOFError, struct.error, ...).
+        raise UnreadableImageError(name, f"{type(error).__name__}: {error}") from error
+    return np.asarray(pixels, np.float32)
 
 
 class HashedTextEncoder:

@@ -376,23 +376,33 @@ def verify(
 class Bench(StrEnum):
     """What can be benchmarked."""
 
+    STREAM = "stream"
     LEARN = "learn"
+    GROUP = "group"
     RENDER = "render"
 
 
 @app.command()
 def bench(
-    what: Annotated[Bench, typer.Argument(help="learn: AUROC and rows/s in one pass; render: ms for a picture.")],
+    what: Annotated[
+        Bench, typer.Argument(help="stream: events/s; learn: AUROC in one pass; group: true groups; render: ms.")
+    ],
     quick: Annotated[bool, typer.Option("--quick", help="Under a minute on two cores.")] = False,
     seed: Annotated[list[int] | None, typer.Option(help="World to run; may be given several times.")] = None,
     json: Json = None,
 ) -> None:
     """Measure speed and quality on this machine."""
+    from benchmarks.groups import bench_group
     from benchmarks.learn import bench_learn
     from benchmarks.render import bench_render
+    from benchmarks.stream import bench_stream
 
     started_s = time.monotonic()
-    measured = bench_learn(quick=quick, seeds=seed) if what is Bench.LEARN else bench_render(quick=quick)
+    if what is Bench.RENDER:
+        measured = bench_render(quick=quick)
+    else:
+        run = {Bench.STREAM: bench_stream, Bench.LEARN: bench_learn, Bench.GROUP: bench_group}[what]
+        measured = run(quick=quick, seeds=seed)
     _show(_figures(f"bench {what.value}", measured, started_s), json)
 
 

@@ -144,7 +144,7 @@ def test_members_of_a_group_feature_lie_at_their_percentile_distances() -> None:
     members[:, 0] = distances
     feature = group_feature(members, np.zeros(4, np.float32))
     found = sorted(feature[1:, 0].tolist())
-    assert FEATURE_PERCENTILES == (15, 15, 55, 55, 55, 95, 95, 95, 95, 95)
+    assert list(FEATURE_PERCENTILES) == [15, 15, 55, 55, 55, 95, 95, 95, 95, 95]
     # The distance at a percentile of 0..1000 is ten times the percentile; several are neighbours in rank.
     assert np.allclose(found, [10 * p for p in FEATURE_PERCENTILES], atol=2)
     assert len(set(found)) == 10

@@ -127,7 +127,8 @@ def test_sums(batches: list[float], expected: tuple[int, float] | None) -> None:
     if expected is None:
         assert found == []
     else:
-        assert (found[0].n_impressions, found[0].statistic) == (expected[0], pytest.approx(expected[1]))
+        assert found[0].n_impressions == expected[0]
+        assert found[0].statistic == pytest.approx(expected[1])
 
 
 def test_a_detector_that_is_restarted_starts_with_its_warm_up() -> None:

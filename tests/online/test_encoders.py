@@ -1,0 +1,121 @@
+"""The encoders' inputs: pictures of any kind, damaged ones too, and features that tell things apart."""
+
+from __future__ import annotations
+
+import random
+from io import BytesIO
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from online.encoders import (
+    HASHED_DIM,
+    IMAGE_PX,
+    HashedImageEncoder,
+    HashedTextEncoder,
+    UnreadableImageError,
+    feature_dims,
+    load_encoders,
+    read_pixels,
+)
+from online.settings import EncoderSettings
+
+
+def picture(file_format: str, mode: str, seed: int = 0) -> bytes:
+    noise = np.random.default_rng(seed).integers(0, 255, (40, 30, 3)).astype(np.uint8)
+    out = BytesIO()
+    Image.fromarray(noise).convert(mode).save(out, file_format)
+    return out.getvalue()
+
+
+FORMATS = [
+    ("PNG", "RGB"),
+    ("PNG", "P"),
+    ("PNG", "LA"),
+    ("PNG", "1"),
+    ("JPEG", "RGB"),
+    ("JPEG", "CMYK"),
+    ("GIF", "P"),
+    ("WEBP", "RGBA"),
+    ("BMP", "RGB"),
+]
+
+
+@pytest.mark.parametrize(("file_format", "mode"), FORMATS)
+def test_pictures_of_every_kind_are_read(file_format: str, mode: str) -> None:
+    pixels = read_pixels(picture(file_format, mode), "c")
+    assert pixels.shape == (IMAGE_PX, IMAGE_PX, 3)
+    assert pixels.dtype == np.float32
+    assert 0 <= pixels.min() < pixels.max() <= 255
+
+
+def short_chunk(png: bytes) -> bytes:
+    """Say that the picture's data is 16 bytes long: what follows is then read as a chunk of its own."""
+    at = png.index(b"IDAT") - 4
+    return png[:at] + b"\x00\x00\x00\x10" + png[at + 4 :]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        b"",
+        b"no picture",
+        b"\x89PNG\r\n\x1a\n",
+        picture("PNG", "RGB")[:200],
+        pytest.param(short_chunk(picture("PNG", "RGB")), id="Pillow raises SyntaxError"),
+    ],
+)
+def test_what_is_no_picture_is_refused_by_name(image: bytes) -> None:
+    with pytest.raises(UnreadableImageError, match="image 'c7' could not be read"):
+        read_pixels(image, "c7")
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow also warns of what is odd in damaged pictures
+def test_damaged_pictures_are_read_or_refused() -> None:
+    rng = random.Random(0)
+    good = [picture(*kind) for kind in FORMATS]
+    outcomes = {"read": 0, "refused": 0}
+    for n in range(1_800):
+        damaged = bytearray(good[n % len(good)])
+        if n % 3 == 0:
+            del damaged[rng.randrange(len(damaged)) :]
+        else:
+            for _ in range(rng.randint(1, 6)):
+                damaged[rng.randrange(60 if n % 3 == 1 else len(damaged))] = rng.randrange(256)
+        try:
+            read_pixels(bytes(damaged), "c")
+            outcomes["read"] += 1
+        except UnreadableImageError:
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 300, outcomes
+
+
+def cosine(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def test_hashed_titles_with_words_in_common_are_near_each_other() -> None:
+    encode = HashedTextEncoder().encode
+    chair, other_chair, lamp = encode("Red oak chair"), encode("blue oak chair"), encode("steel lamp")
+    assert np.linalg.norm(chair) == pytest.approx(1, abs=1e-5)
+    assert cosine(chair, other_chair) > 0.5 > 0.3 > abs(cosine(chair, lamp))
+    assert (encode("red  OAK chair") == chair).all()
+    assert np.isfinite(encode("   ")).all()
+
+
+def test_hashed_images_are_told_apart_by_their_bytes_or_by_their_id() -> None:
+    encode = HashedImageEncoder().encode
+    assert (encode(b"a", "x") == encode(b"a", "y")).all()
+    assert not np.allclose(encode(b"a", "x"), encode(b"b", "x"))
+    assert (encode(None, "x") == encode(None, "x")).all()
+    assert not np.allclose(encode(None, "x"), encode(None, "y"))
+
+
+def test_the_widths_are_known_before_an_encoder_is_loaded() -> None:
+    assert feature_dims(EncoderSettings()) == (384, 1280)
+    hashed = EncoderSettings(text="hashed", image="hashed")
+    text, image = load_encoders(hashed)
+    assert (text.dim, image.dim) == feature_dims(hashed) == (HASHED_DIM, HASHED_DIM)
+    assert text.encode("a").shape == image.encode(None, "a").shape == (HASHED_DIM,)
