@@ -27,6 +27,14 @@ def read_image(uri: str) -> bytes:
     return data
 
 
+def titled(title: str, category: str | None) -> str:
+    """Return the text that stands for a product.
+
+    The category in front lets products of one category share what is learnt of any of them.
+    """
+    return title if category is None else f"{category}: {title}"
+
+
 class UnknownProductError(ValueError):
     """A creative names a product that is not registered."""
 
@@ -97,9 +105,7 @@ class Registry:
         if known is not None and (known.title, known.category) == (event.title, event.category):
             features = known.title_features
         else:
-            # The category in front lets products of one category share what is learnt of any of them.
-            text = event.title if event.category is None else f"{event.category}: {event.title}"
-            features = self._text().encode(text).tobytes()
+            features = self._text().encode(titled(event.title, event.category)).tobytes()
         number = len(self.products) if known is None else known.number
         record = ProductRecord(number, event.product_id, *fields, event.updated_at_ms, features)
         self._add_product(record)

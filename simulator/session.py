@@ -186,7 +186,7 @@ class Session:
 
     def _announce(self) -> None:
         start_ms = self.settings.traffic.start_ms
-        for product, creatives in zip(self._stage.products, self._stage.creatives, strict=True):
+        for product in self._stage.products:
             self._sink.send(
                 Product(
                     product_id=product.product_id,
@@ -196,6 +196,9 @@ class Session:
                     image_uri=product.cutout_path.resolve().as_uri(),
                 )
             )
+        # A creative that overtakes its product on the way would be refused.
+        self._sink.flush()
+        for creatives in self._stage.creatives:
             for creative in creatives:
                 self._sink.send(creative.event(start_ms))
         self._sink.flush()

@@ -129,6 +129,20 @@ def test_a_run_announces_shows_shifts_and_writes_the_truth(
     assert shown[1_499] <= truth.shifted_at_ms <= shown[1_500]
 
 
+def test_creatives_are_sent_when_the_broker_has_all_products(
+    settings: SimulatorSettings, stage: Stage, tmp_path: Path
+) -> None:
+    class Order(ListSink):
+        def flush(self) -> None:
+            super().flush()
+            acknowledged.append([type(event) for event in self.events])
+
+    acknowledged: list[list[type]] = []
+    session(settings, stage, Order(), tmp_path).run()
+    assert acknowledged[0] == [Product] * 6
+    assert acknowledged[1] == [Product] * 6 + [Creative] * sum(map(len, stage.creatives))
+
+
 def test_the_truth_tells_who_likes_what(settings: SimulatorSettings, stage: Stage, tmp_path: Path) -> None:
     truth = session(settings, stage, ListSink(), tmp_path).run()
     for product in truth.products:

@@ -1,0 +1,131 @@
+"""Simulated worlds as arrays: impressions of creatives shown by chance, for benchmarks of what learns from them.
+
+No event is made and nothing is sent: a million labelled impressions take seconds. The features are those of the real
+encoders on the rendered pictures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from online.attributes import AttributeSchema
+from online.encoders import feature_dims, load_encoders
+from online.features import FeatureBank
+from online.registry import titled
+from online.rows import LabelledRows, Rows
+from online.settings import OnlineSettings
+from simulator.settings import SimulatorSettings
+from simulator.stage import Stage, set_stage
+from simulator.traffic import user_attributes
+from simulator.world import World
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Impressions:
+    """Labelled impressions, (B,): who saw which creative of which product, and the true chance of the click.
+
+    ``creatives`` are registration numbers, those of `BenchWorld.creative_numbers`.
+    """
+
+    users: Ints
+    products: Ints
+    creatives: Ints
+    clicks: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+
+class BenchWorld:
+    """A world, its products and creatives registered, and its users encoded.
+
+    Parameters
+    ----------
+    simulator
+        The world, with its seed.
+    online
+        The encoders and attributes.
+    """
+
+    def __init__(self, simulator: SimulatorSettings, online: OnlineSettings) -> None:
+        from generator.procedural import ProceduralRenderer
+
+        settings = simulator.model_copy(update={"cache_dir": simulator.cache_dir.expanduser()})
+        self.settings = settings
+        self.stage: Stage = set_stage(settings, ProceduralRenderer())
+        self.world: World = self.stage.world
+        self.schema = AttributeSchema(online.attributes)
+        known = user_attributes(
+            self.world, settings.traffic.p_missing_attribute, np.random.default_rng([settings.seed, 2])
+        )
+        self.codes = self.schema.encode_many(known)  # (U, N)
+        self.bank = FeatureBank(*feature_dims(online.encoders))
+        self.creative_numbers: list[Ints] = []
+        styles: list[Floats] = []
+        text, image = load_encoders(online.encoders)
+        for number, (product, creatives) in enumerate(zip(self.stage.products, self.stage.creatives, strict=True)):
+            self.bank.put_title(number, text.encode(titled(product.title, product.category)).tobytes())
+            first = len(styles)
+            for creative in creatives:
+                features = image.encode(creative.image_path.read_bytes(), creative.creative_id)
+                self.bank.put_image(len(styles), features.tobytes())
+                styles.append(creative.style)
+            self.creative_numbers.append(np.arange(first, len(styles)))
+        self.styles = np.stack(styles)  # (C, 8)
+
+    @property
+    def n_products(self) -> int:
+        """Number of products."""
+        return len(self.stage.products)
+
+    @cached_property
+    def categories(self) -> npt.NDArray[np.str_]:
+        """Category of each product, (P,)."""
+        return np.array(self.world.product_categories)
+
+    def draw(self, n_impressions: int, rng: np.random.Generator, world: World | None = None) -> Impressions:
+        """Draw impressions, users, products and creatives uniform; ``world`` decides the clicks, default the first."""
+        users = rng.integers(self.world.n_users, size=n_impressions)
+        products = rng.integers(self.n_products, size=n_impressions)
+        starts = np.array([numbers[0] for numbers in self.creative_numbers])
+        sizes = np.array([len(numbers) for numbers in self.creative_numbers])
+        creatives = starts[products] + (rng.random(n_impressions) * sizes[products]).astype(np.int64)
+        p_click = (world or self.world).p_click(users, products, self.styles[creatives])
+        clicks = (rng.random(n_impressions) < p_click).astype(np.float32)
+        return Impressions(users, products, creatives, clicks)
+
+    def rows(self, impressions: Impressions) -> LabelledRows:
+        """Return impressions as a learner takes them."""
+        return LabelledRows(
+            Rows(impressions.products, impressions.creatives, self.codes[impressions.users]),
+            impressions.clicks,
+            np.ones(len(impressions), np.float32),
+        )
+
+    def segments(self, product: int, world: World | None = None) -> Ints:
+        """Return every user's segment for a product, (U,)."""
+        return (world or self.world).segments(self.world.product_categories[product])
+
+    def segment_ctrs(self, product: int, world: World | None = None) -> Floats:
+        """Return the true CTR of each of a product's creatives in each segment, (S, C)."""
+        return (world or self.world).segment_ctrs(product, self.styles[self.creative_numbers[product]])
+
+    def ceiling(self, impressions: Impressions, world: World | None = None) -> Floats:
+        """Return the true CTR of each impression's creative in its user's segment, (B,).
+
+        It is what a model can know that sees attributes and images, and all attributes of all users.
+        """
+        chances = np.zeros(len(impressions))
+        for product in range(self.n_products):
+            of_product = impressions.products == product
+            segments = self.segments(product, world)[impressions.users[of_product]]
+            column = impressions.creatives[of_product] - self.creative_numbers[product][0]
+            chances[of_product] = self.segment_ctrs(product, world)[segments, column]
+        return chances
