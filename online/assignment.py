@@ -76,14 +76,14 @@ class Assigner:
         model = PreferenceModel(
             self._schema.cardinalities, *feature_dims(self._settings.encoders), self._settings.model
         )
-        return Encoder(model, weights, self._bank)
+        return Encoder(model, weights, self._bank, self._settings.groups.space)
 
     def product_ids(self) -> list[str]:
         """Return the products whose users are grouped."""
         return sorted(self._loaded[0])
 
     def embed_many(self, product_id: str, users: Sequence[dict[str, str]]) -> Floats:
-        """Return e_{u|t} of users as a grouped product sees them, (B, D)."""
+        """Return users in the space in which a product has grouped them, (B, D)."""
         products, encoders = self._loaded
         product = products[product_id]
         numbers = np.full(len(users), product.number, np.int64)

@@ -19,7 +19,7 @@ from torch import Tensor
 from online.features import FeatureBank
 from online.model import FlatParameters, PreferenceModel
 from online.rows import LabelledRows, Rows
-from online.settings import ModelSettings
+from online.settings import ModelSettings, UserSpace
 from state.records import number_key, split_number_key
 from state.store import ChangeSet, ReadTransaction, Table
 
@@ -48,9 +48,20 @@ class WeightsMismatchError(RuntimeError):
 
 
 class Encoder:
-    """A preference model with fixed weights: the user embeddings of one encoder version."""
+    """A preference model with fixed weights: the users as one encoder version sees them.
 
-    def __init__(self, model: PreferenceModel, weights: bytes, bank: FeatureBank) -> None:
+    Parameters
+    ----------
+    model, weights
+        The model, and what it is set to: float32 bytes.
+    bank
+        Features of the registered products.
+    space
+        ``embedding``: users are their e_{u|t}; ``taste``: what of it decides which images they prefer.
+    """
+
+    def __init__(self, model: PreferenceModel, weights: bytes, bank: FeatureBank, space: UserSpace) -> None:
+        self._space = space
         self._model = model.eval()
         flat = FlatParameters(self._model)
         n_found = len(weights) // 4
@@ -60,13 +71,15 @@ class Encoder:
         self._bank = bank
 
     def embed_many(self, products: npt.NDArray[np.int64], attributes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Return e_{u|t} of users as their products see them, (B, D) float32. Eq. 2."""
+        """Return users as their products see them, (B, D) float32. Eq. 2."""
         distinct, index = np.unique(products, return_inverse=True)
         with torch.inference_mode():
             e_t = self._model.embed_titles(self._bank.titles(distinct))  # (P, D)
             embedded = self._model.embed_users(
                 torch.from_numpy(attributes.astype(np.int64)), e_t, torch.from_numpy(index)
             )
+            if self._space == "taste":
+                embedded = self._model.tastes(embedded)
         return np.asarray(embedded.numpy(), np.float32)
 
 
@@ -153,8 +166,7 @@ class PreferenceLearner:
                     for product in np.unique(rows.products)
                 ]
             )  # (P, D)
-            e_uc = model.image_gate(e_ut) * (value[images] - means[titles])  # (B, D)
-            preference = model.head_interaction(e_uc)[:, 0]  # (B,)
+            preference = (model.tastes(e_ut) * (value[images] - means[titles])).sum(dim=-1)  # (B,)
         return np.asarray(torch.sigmoid(logits).numpy(), np.float32), np.asarray(preference.numpy(), np.float32)
 
     def learn_many(self, labelled: LabelledRows) -> None:

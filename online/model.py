@@ -119,20 +119,25 @@ class PreferenceModel(nn.Module):
         embedded: Tensor = self.user_norm(e_u + torch.sigmoid(self.title_gate(e_u)) * attended)  # (B, D)
         return embedded
 
+    def tastes(self, e_ut: Tensor) -> Tensor:
+        """Return what of e_{u|t} decides which images a user prefers, (B, D) to (B, D).
+
+        The user-by-image part of the logit is the product of this vector and the image's value: two users with
+        equal tastes prefer the same creatives, however much else the model knows apart about them.
+        """
+        tastes: Tensor = self.image_gate(e_ut) * self.head_interaction.weight  # (B, D)
+        return tastes
+
     def forward(self, e_ut: Tensor, e_t: Tensor, title_index: Tensor, e_v: Tensor, image_index: Tensor) -> Tensor:
         """Return click logits, (B,): Eq. 3 and 4.
 
         ``e_v`` (C, D) are the distinct images and ``image_index`` (B,) each row's among them.
         """
         value = self.image_value(e_v)[image_index]  # (B, D)
-        e_uc = self.image_gate(e_ut) * value  # (B, D)
         logits: Tensor = (
-            self.head_title(e_t)[title_index]
-            + self.head_image(e_v)[image_index]
-            + self.head_user(e_ut)
-            + self.head_interaction(e_uc)
-        )  # (B, 1)
-        return logits.squeeze(-1)
+            self.head_title(e_t)[title_index] + self.head_image(e_v)[image_index] + self.head_user(e_ut)
+        ).squeeze(-1) + (self.tastes(e_ut) * value).sum(dim=-1)  # (B,)
+        return logits
 
 
 class FlatParameters:

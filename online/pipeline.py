@@ -108,7 +108,7 @@ class Pipeline:
             online.groups,
             self._schema,
             online.model.d_model,
-            lambda weights: Encoder(self._learner.new_model(), weights, bank),
+            lambda weights: Encoder(self._learner.new_model(), weights, bank, online.groups.space),
             online.seed,
         )
         self._counts = Counts(online.counts.half_life_s * 1000)

@@ -46,11 +46,15 @@ class ModelSettings(BaseModel):
     d_field: int = Field(16, ge=2, description="Width of one attribute's embedding.")
     d_hidden: int = Field(256, ge=8, description="Width of the user MLP's hidden layer.")
     learning_rate: float = Field(2e-3, gt=0, le=1, description="Adam's step size.")
-    weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay, as AdamW's.")
+    weight_decay: float = Field(0.5, ge=0, description="Decoupled weight decay, as AdamW's.")
     batch_rows: int = Field(512, ge=1, description="New labelled impressions of one step.")
     replay_ratio: float = Field(1.0, ge=0, le=8, description="Replayed rows for each new row of a step.")
     replay_rows: int = Field(131_072, ge=0, description="Labelled impressions that replay draws from.")
     ema_steps: int = Field(64, ge=1, description="Steps over which the weights that are used are averaged.")
+
+
+UserSpace = Literal["taste", "embedding"]
+"""What users are clustered by."""
 
 
 class GroupSettings(BaseModel):
@@ -58,6 +62,12 @@ class GroupSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    space: UserSpace = Field(
+        "taste",
+        description="What users are clustered by. `embedding`: e_{u|t}, as in the paper; `taste`: the part of it that "
+        "decides which images they prefer, so that users whom only an attribute sets apart are one group. "
+        "A state keeps the one that it was built with: change it with a new state.path.",
+    )
     k_min: int = Field(2, ge=2, description="Fewest groups tried (a product whose groups do not differ has one).")
     k_max: int = Field(5, ge=2, le=16, description="Most groups tried; the paper's limit is 5.")
     reservoir_users: int = Field(512, ge=64, description="Users sampled per product, on which K is chosen.")

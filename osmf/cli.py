@@ -398,11 +398,15 @@ def bench(
     from benchmarks.stream import bench_stream
 
     started_s = time.monotonic()
-    if what is Bench.RENDER:
-        measured = bench_render(quick=quick)
-    else:
-        run = {Bench.STREAM: bench_stream, Bench.LEARN: bench_learn, Bench.GROUP: bench_group}[what]
-        measured = run(quick=quick, seeds=seed)
+    match what:
+        case Bench.STREAM:
+            measured = bench_stream(quick=quick, seeds=seed)
+        case Bench.LEARN:
+            measured = bench_learn(quick=quick, seeds=seed)
+        case Bench.GROUP:
+            measured = bench_group(quick=quick, seeds=seed)
+        case Bench.RENDER:
+            measured = bench_render(quick=quick)
     _show(_figures(f"bench {what.value}", measured, started_s), json)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
@@ -109,7 +110,7 @@ def test_a_prediction_does_not_depend_on_what_it_is_asked_with(learnt: Learnt) -
 
 
 def test_users_with_other_attributes_have_other_embeddings_and_products_see_them_differently(learnt: Learnt) -> None:
-    encoder = Encoder(learnt.model.new_model(), learnt.model.average_weights(), bank())
+    encoder = Encoder(learnt.model.new_model(), learnt.model.average_weights(), bank(), "embedding")
     users = np.array([[2, 2, 2], [3, 2, 2], [2, 3, 2], [0, 0, 0]], np.uint8)
     for product in range(N_PRODUCTS):
         embedded = encoder.embed_many(np.full(4, product), users)
@@ -118,6 +119,22 @@ def test_users_with_other_attributes_have_other_embeddings_and_products_see_them
         assert gaps[~np.eye(4, dtype=bool)].min() > 1e-2
     first, second = (encoder.embed_many(np.array([p]), users[:1])[0] for p in range(N_PRODUCTS))
     assert np.linalg.norm(first - second) > 1e-2
+
+
+def test_tastes_are_what_decides_which_image_a_user_prefers(learnt: Learnt) -> None:
+    weights = learnt.model.average_weights()
+    model = learnt.model.new_model()
+    tastes = Encoder(model, weights, bank(), "taste")
+    rows = draw(200, 5).rows
+    creatives_of = {product: np.unique(rows.creatives[rows.products == product]) for product in range(N_PRODUCTS)}
+    _, preference = learnt.model.predict_with_preference(rows, creatives_of)
+    with torch.inference_mode():
+        values = model.image_value(model.embed_images(bank().images())).numpy()  # (C, D)
+    centred = np.stack(
+        [values[c] - values[creatives_of[p]].mean(axis=0) for p, c in zip(rows.products, rows.creatives, strict=True)]
+    )
+    scores = (tastes.embed_many(rows.products, rows.attributes) * centred).sum(axis=1)
+    assert scores == pytest.approx(preference, abs=1e-4)
 
 
 def test_a_label_that_is_taken_back_and_given_anew_moves_towards_the_click(learnt: Learnt) -> None:
@@ -166,7 +183,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         with store.read() as txn, pytest.raises(WeightsMismatchError, match=r"the state holds a model of \d+ param"):
             other.restore(txn)
     with pytest.raises(WeightsMismatchError):
-        Encoder(other.new_model(), model.average_weights(), bank())
+        Encoder(other.new_model(), model.average_weights(), bank(), "embedding")
 
 
 # --- Replay
