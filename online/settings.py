@@ -46,7 +46,7 @@ class ModelSettings(BaseModel):
     d_field: int = Field(16, ge=2, description="Width of one attribute's embedding.")
     d_hidden: int = Field(256, ge=8, description="Width of the user MLP's hidden layer.")
     learning_rate: float = Field(2e-3, gt=0, le=1, description="Adam's step size.")
-    weight_decay: float = Field(0.5, ge=0, description="Decoupled weight decay, as AdamW's.")
+    weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay, as AdamW's.")
     batch_rows: int = Field(512, ge=1, description="New labelled impressions of one step.")
     replay_ratio: float = Field(1.0, ge=0, le=8, description="Replayed rows for each new row of a step.")
     replay_rows: int = Field(131_072, ge=0, description="Labelled impressions that replay draws from.")
