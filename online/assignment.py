@@ -13,7 +13,7 @@ from online.attributes import AttributeSchema
 from online.clustering import Floats, assign
 from online.encoders import feature_dims
 from online.features import FeatureBank
-from online.learner import Encoder
+from online.learner import Encoder, check_space
 from online.model import PreferenceModel
 from online.settings import OnlineSettings
 from state.reading import StateView
@@ -49,7 +49,14 @@ class Assigner:
         self._loaded: tuple[dict[str, ProductAssignment], dict[int, Encoder]] = ({}, {})
 
     def load(self, view: StateView) -> None:
-        """Take over the groups of a state; assignments in other threads go on with the old ones meanwhile."""
+        """Take over the groups of a state; assignments in other threads go on with the old ones meanwhile.
+
+        Raises
+        ------
+        online.learner.SpaceMismatchError
+            Its users are grouped in another space than the settings name.
+        """
+        check_space(view.encoder_space(), self._settings.groups.space)
         products = {}
         for record in view.products():
             if self._titles.get(record.product_id) != record.title_features:

@@ -24,11 +24,12 @@ from online.clustering import (
     observe_many,
     recluster,
 )
-from online.learner import Encoder
+from online.learner import Encoder, check_space
 from online.lineage import Lineage, match_groups
 from online.profile import group_profile
 from online.settings import GroupSettings
 from state.records import (
+    SPACE_KEY,
     ClusteringRecord,
     GroupRecord,
     LineageRecord,
@@ -88,7 +89,14 @@ class Grouping:
         self.version = 0
 
     def restore(self, txn: ReadTransaction) -> None:
-        """Continue from the state."""
+        """Continue from the state.
+
+        Raises
+        ------
+        online.learner.SpaceMismatchError
+            Its users are grouped in another space than the settings name.
+        """
+        check_space(txn.get(Table.ENCODERS, SPACE_KEY), self._settings.space)
         groups_decoder = msgspec.msgpack.Decoder(ProductGroups)
         clustering_decoder = msgspec.msgpack.Decoder(ClusteringRecord)
         for key, value in txn.scan(Table.CLUSTERINGS):
@@ -299,6 +307,7 @@ class Grouping:
             changes.put(Table.CLUSTERINGS, product_id.encode(), encode_record(record))
         for version, weights in self._new_weights.items():
             changes.put(Table.ENCODERS, b"v" + number_key(version), weights)
+            changes.put(Table.ENCODERS, SPACE_KEY, self._settings.space.encode())
         in_use = {product.groups.encoder_version for product in self._products.values()} | {self.version}
         for version in sorted(set(self._encoders) - in_use):
             del self._encoders[version]

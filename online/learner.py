@@ -47,6 +47,22 @@ class WeightsMismatchError(RuntimeError):
         )
 
 
+class SpaceMismatchError(RuntimeError):
+    """The groups in the state lie in another space than the settings name."""
+
+    def __init__(self, found: str, wanted: str) -> None:
+        super().__init__(
+            f"the state's users are grouped by {found}, online.groups.space is {wanted!r}: no user was grouped. "
+            f"Set online.groups.space to {found!r}, or start with a new state.path."
+        )
+
+
+def check_space(found: bytes | None, wanted: UserSpace) -> None:
+    """Raise `SpaceMismatchError` where a state has groups, and they are of another space than ``wanted``."""
+    if found is not None and found.decode() != wanted:
+        raise SpaceMismatchError(found.decode(), wanted)
+
+
 class Encoder:
     """A preference model with fixed weights: the users as one encoder version sees them.
 

@@ -66,7 +66,7 @@ class GroupSettings(BaseModel):
         "taste",
         description="What users are clustered by. `embedding`: e_{u|t}, as in the paper; `taste`: the part of it that "
         "decides which images they prefer, so that users whom only an attribute sets apart are one group. "
-        "A state keeps the one that it was built with: change it with a new state.path.",
+        "A state keeps the one that it was built with; with another it is refused.",
     )
     k_min: int = Field(2, ge=2, description="Fewest groups tried (a product whose groups do not differ has one).")
     k_max: int = Field(5, ge=2, le=16, description="Most groups tried; the paper's limit is 5.")

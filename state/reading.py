@@ -9,6 +9,7 @@ import msgspec
 
 from state.records import (
     SEPARATOR,
+    SPACE_KEY,
     ArmRecord,
     Cell,
     CreativeRecord,
@@ -79,6 +80,10 @@ class StateView:
     def encoder_weights(self, version: int) -> bytes | None:
         """Return the weights of one encoder version, as the learner wrote them."""
         return self._txn.get(Table.ENCODERS, b"v" + version.to_bytes(8, "big"))
+
+    def encoder_space(self) -> bytes | None:
+        """Return what users are clustered by, as the grouping wrote it; None before the first version."""
+        return self._txn.get(Table.ENCODERS, SPACE_KEY)
 
     def encoder_versions(self) -> list[int]:
         """Return the encoder versions that are kept, oldest first."""

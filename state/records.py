@@ -256,6 +256,10 @@ def split_timer_key(key: bytes) -> tuple[int, str]:
     return _U64.unpack(key[:8])[0], key[8:].decode()
 
 
+SPACE_KEY = b"space"
+"""Key, among the encoders, of what users are clustered by."""
+
+
 def number_key(number: int) -> bytes:
     """Return a key that sorts by number (encoder versions, replay blocks, outbox entries)."""
     return _U64.pack(number)

@@ -12,7 +12,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from online.assignment import Assigner
+from online.learner import SpaceMismatchError
 from online.pipeline import Pipeline
+from online.settings import OnlineSettings
+from online.worker import build_pipeline
 from state.reading import open_view
 from state.records import OutboxRecord
 from state.store import ChangeSet, Store, Table
@@ -319,3 +323,17 @@ def test_an_empty_batch_changes_nothing_but_the_number_of_batches(new_pipeline: 
         assert isinstance(changes, ChangeSet)
         assert (summary.n_messages, summary.n_impressions, summary.shifts) == (0, 0, [])
         assert pipeline.next_offsets() == {}
+
+
+def test_a_state_whose_users_are_grouped_by_something_else_is_refused(
+    undisturbed: tuple[Path, Content], streams: StreamSettings, online: OnlineSettings
+) -> None:
+    other = online.model_copy(update={"groups": online.groups.model_copy(update={"space": "embedding"})})
+    message = "grouped by taste, online.groups.space is 'embedding': no user was grouped"
+    with Store(undisturbed[0], readonly=True) as store:
+        with pytest.raises(SpaceMismatchError, match=message):
+            build_pipeline(streams, other).restore(store)
+        with open_view(store) as view, pytest.raises(SpaceMismatchError, match=message):
+            Assigner(other).load(view)
+        with open_view(store) as view:
+            Assigner(online).load(view)
