@@ -13,7 +13,8 @@ from online.attributes import AttributeSchema
 from online.clustering import Floats, assign
 from online.encoders import feature_dims
 from online.features import FeatureBank
-from online.learner import Encoder, check_space
+from online.learner import Encoder
+from online.mismatch import check_space
 from online.model import PreferenceModel
 from online.settings import OnlineSettings
 from state.reading import StateView
@@ -53,7 +54,7 @@ class Assigner:
 
         Raises
         ------
-        online.learner.SpaceMismatchError
+        online.mismatch.SpaceMismatchError
             Its users are grouped in another space than the settings name.
         """
         check_space(view.encoder_space(), self._settings.groups.space)

@@ -7,6 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from online.mismatch import FeatureWidthError
+
 
 class FeatureBank:
     """Frozen features by registration number: titles (P, D_title) and images (C, D_image)."""
@@ -48,13 +50,3 @@ class _Matrix:
             self.rows = torch.cat([self.rows, torch.zeros_like(self.rows)])
         self.n_rows = max(self.n_rows, number + 1)
         self.rows[number] = torch.from_numpy(row.copy())
-
-
-class FeatureWidthError(ValueError):
-    """Features in the state are of another encoder than the settings name."""
-
-    def __init__(self, found: int, wanted: int) -> None:
-        super().__init__(
-            f"the state holds features of width {found}, the encoders of the settings give {wanted}: nothing was "
-            "learnt. Set online.encoders to what the state was built with, or start with a new state.path."
-        )

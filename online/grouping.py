@@ -24,8 +24,9 @@ from online.clustering import (
     observe_many,
     recluster,
 )
-from online.learner import Encoder, check_space
+from online.learner import Encoder
 from online.lineage import Lineage, match_groups
+from online.mismatch import check_space
 from online.profile import group_profile
 from online.settings import GroupSettings
 from state.records import (
@@ -93,7 +94,7 @@ class Grouping:
 
         Raises
         ------
-        online.learner.SpaceMismatchError
+        online.mismatch.SpaceMismatchError
             Its users are grouped in another space than the settings name.
         """
         check_space(txn.get(Table.ENCODERS, SPACE_KEY), self._settings.space)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from online.features import FeatureBank
+from online.mismatch import WeightsMismatchError
 from online.model import FlatParameters, PreferenceModel
 from online.rows import LabelledRows, Rows
 from online.settings import ModelSettings, UserSpace
@@ -34,33 +35,6 @@ class LearnerHead(msgspec.Struct, array_like=True):
     n_blocks: int
     n_rows_learnt: int
     replay_floors: dict[int, int]
-
-
-class WeightsMismatchError(RuntimeError):
-    """The weights in the state belong to another model."""
-
-    def __init__(self, found: int, wanted: int) -> None:
-        super().__init__(
-            f"the state holds a model of {found} parameters, the settings describe one of {wanted}: nothing was "
-            "learnt. Set online.model, online.attributes and online.encoders to what the state was built with, or "
-            "start with a new state.path."
-        )
-
-
-class SpaceMismatchError(RuntimeError):
-    """The groups in the state lie in another space than the settings name."""
-
-    def __init__(self, found: str, wanted: str) -> None:
-        super().__init__(
-            f"the state's users are grouped by {found}, online.groups.space is {wanted!r}: no user was grouped. "
-            f"Set online.groups.space to {found!r}, or start with a new state.path."
-        )
-
-
-def check_space(found: bytes | None, wanted: UserSpace) -> None:
-    """Raise `SpaceMismatchError` where a state has groups, and they are of another space than ``wanted``."""
-    if found is not None and found.decode() != wanted:
-        raise SpaceMismatchError(found.decode(), wanted)
 
 
 class Encoder:

@@ -135,6 +135,7 @@ def online(
     ] = None,
 ) -> None:
     """Consume, learn, group and count: the online process."""
+    from online.mismatch import StateMismatchError
     from online.worker import run_online
     from state.store import StateError
     from streams.consumer import ConsumerError
@@ -150,7 +151,7 @@ def online(
             stop=stop.is_set,
             until_idle_s=until_idle_s,
         )
-    except (StateError, ConsumerError) as error:
+    except (StateError, StateMismatchError, ConsumerError) as error:
         raise _fail(error) from error
 
 
@@ -204,6 +205,7 @@ def serve(
     """Answer which creative to show, over HTTP: the serving process."""
     import torch
 
+    from online.mismatch import StateMismatchError
     from serving.app import run_api
     from serving.decisions import DecisionService
 
@@ -215,7 +217,10 @@ def serve(
         service = DecisionService(
             store, settings.online, serving, impressions_topic=settings.streams.topics.impressions
         )
-        service.refresh()
+        try:
+            service.refresh()
+        except StateMismatchError as error:
+            raise _fail(error) from error
         run_api(service, serving, lambda address: typer.echo(f"serving on {address}"))
 
 
@@ -426,12 +431,13 @@ def evaluate(
 ) -> None:
     """Evaluate what a state has learnt."""
     from benchmarks.evaluate import evaluate_groups
+    from online.mismatch import StateMismatchError
     from state.store import StateError
 
     settings, started_s = _settings(), time.monotonic()
     try:
         measured = evaluate_groups(state or settings.state.path, truth, settings.online, quick=quick)
-    except StateError as error:
+    except (StateError, StateMismatchError) as error:
         raise _fail(error) from error
     _show(_figures(f"eval {what.value}", measured, started_s), json)
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from online.features import FeatureBank
-from online.learner import Encoder, PreferenceLearner, Replay, WeightsMismatchError, pack_rows, unpack_rows
+from online.learner import Encoder, PreferenceLearner, Replay, pack_rows, unpack_rows
+from online.mismatch import WeightsMismatchError
 from online.rows import LabelledRows, Rows
 from online.settings import ModelSettings
 from state.store import ChangeSet, Store, Table

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from online.assignment import Assigner
-from online.learner import SpaceMismatchError
+from online.mismatch import SpaceMismatchError
 from online.pipeline import Pipeline
 from online.settings import OnlineSettings
 from online.worker import build_pipeline

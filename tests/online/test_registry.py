@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from online.encoders import HASHED_DIM, HashedImageEncoder, HashedTextEncoder, UnreadableImageError
-from online.features import FeatureBank, FeatureWidthError
+from online.features import FeatureBank
+from online.mismatch import FeatureWidthError
 from online.registry import Registry, UnknownProductError, read_image
 from state.store import ChangeSet, Store
 from streams.events import Creative, Product
