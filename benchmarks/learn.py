@@ -6,9 +6,9 @@ Creatives are shown by chance. All models predict the same held-out impressions 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,8 @@ from simulator.settings import CatalogueSettings, SimulatorSettings
 
 MICRO_BATCH_ROWS: Final = 4_096
 BATCH_EPOCHS: Final = 3
+
+AnyRows = TypeVar("AnyRows", Rows, LabelledRows)
 
 _WORLD: Final = SimulatorSettings(catalogue=CatalogueSettings(n_products=48))
 
@@ -121,20 +123,20 @@ def _learner(world: BenchWorld, online: OnlineSettings, model: ModelSettings) ->
     return PreferenceLearner(world.schema.cardinalities, *feature_dims(online.encoders), model, world.bank, online.seed)
 
 
+def _micro_batches(rows: AnyRows) -> Iterator[AnyRows]:
+    for start in range(0, len(rows), MICRO_BATCH_ROWS):
+        yield rows.take(slice(start, start + MICRO_BATCH_ROWS))
+
+
 def _pass(learner: PreferenceLearner, rows: LabelledRows) -> None:
     """Predict and learn every row once, in micro-batches, as the stream does."""
-    for start in range(0, len(rows), MICRO_BATCH_ROWS):
-        batch = rows.take(slice(start, start + MICRO_BATCH_ROWS))
+    for batch in _micro_batches(rows):
         learner.predict_many(batch.rows)
         learner.learn_many(batch)
 
 
 def _predict(learner: PreferenceLearner, rows: Rows) -> npt.NDArray[np.float32]:
-    parts = [
-        learner.predict_many(rows.take(slice(start, start + MICRO_BATCH_ROWS)))
-        for start in range(0, len(rows), MICRO_BATCH_ROWS)
-    ]
-    return np.concatenate(parts)
+    return np.concatenate([learner.predict_many(batch) for batch in _micro_batches(rows)])
 
 
 def _batch(
@@ -146,8 +148,7 @@ def _batch(
     rng = np.random.default_rng(online.seed)
     predicted = []
     for _ in range(BATCH_EPOCHS):
-        shuffled = learnt.take(rng.permutation(len(learnt)))
-        for start in range(0, len(shuffled), MICRO_BATCH_ROWS):
-            learner.learn_many(shuffled.take(slice(start, start + MICRO_BATCH_ROWS)))
+        for batch in _micro_batches(learnt.take(rng.permutation(len(learnt)))):
+            learner.learn_many(batch)
         predicted.append(_predict(learner, asked))
     return predicted

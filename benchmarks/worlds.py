@@ -7,7 +7,6 @@ encoders on the rendered pictures.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +28,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Impressions:
-    """Labelled impressions, (B,): who saw which creative of which product, and the true chance of the click.
+    """Labelled impressions, (B,): who saw which creative of which product, and whether it was clicked.
 
     ``creatives`` are registration numbers, those of `BenchWorld.creative_numbers`.
     """
@@ -58,7 +57,6 @@ class BenchWorld:
         from generator.procedural import ProceduralRenderer
 
         settings = simulator.model_copy(update={"cache_dir": simulator.cache_dir.expanduser()})
-        self.settings = settings
         self.stage: Stage = set_stage(settings, ProceduralRenderer())
         self.world: World = self.stage.world
         self.schema = AttributeSchema(online.attributes)
@@ -85,19 +83,14 @@ class BenchWorld:
         """Number of products."""
         return len(self.stage.products)
 
-    @cached_property
-    def categories(self) -> npt.NDArray[np.str_]:
-        """Category of each product, (P,)."""
-        return np.array(self.world.product_categories)
-
-    def draw(self, n_impressions: int, rng: np.random.Generator, world: World | None = None) -> Impressions:
-        """Draw impressions, users, products and creatives uniform; ``world`` decides the clicks, default the first."""
+    def draw(self, n_impressions: int, rng: np.random.Generator) -> Impressions:
+        """Draw impressions: users, products and creatives uniform."""
         users = rng.integers(self.world.n_users, size=n_impressions)
         products = rng.integers(self.n_products, size=n_impressions)
         starts = np.array([numbers[0] for numbers in self.creative_numbers])
         sizes = np.array([len(numbers) for numbers in self.creative_numbers])
         creatives = starts[products] + (rng.random(n_impressions) * sizes[products]).astype(np.int64)
-        p_click = (world or self.world).p_click(users, products, self.styles[creatives])
+        p_click = self.world.p_click(users, products, self.styles[creatives])
         clicks = (rng.random(n_impressions) < p_click).astype(np.float32)
         return Impressions(users, products, creatives, clicks)
 
@@ -109,15 +102,15 @@ class BenchWorld:
             np.ones(len(impressions), np.float32),
         )
 
-    def segments(self, product: int, world: World | None = None) -> Ints:
+    def segments(self, product: int) -> Ints:
         """Return every user's segment for a product, (U,)."""
-        return (world or self.world).segments(self.world.product_categories[product])
+        return self.world.segments(self.world.product_categories[product])
 
-    def segment_ctrs(self, product: int, world: World | None = None) -> Floats:
+    def segment_ctrs(self, product: int) -> Floats:
         """Return the true CTR of each of a product's creatives in each segment, (S, C)."""
-        return (world or self.world).segment_ctrs(product, self.styles[self.creative_numbers[product]])
+        return self.world.segment_ctrs(product, self.styles[self.creative_numbers[product]])
 
-    def ceiling(self, impressions: Impressions, world: World | None = None) -> Floats:
+    def ceiling(self, impressions: Impressions) -> Floats:
         """Return the true CTR of each impression's creative in its user's segment, (B,).
 
         It is what a model can know that sees attributes and images, and all attributes of all users.
@@ -125,7 +118,7 @@ class BenchWorld:
         chances = np.zeros(len(impressions))
         for product in range(self.n_products):
             of_product = impressions.products == product
-            segments = self.segments(product, world)[impressions.users[of_product]]
+            segments = self.segments(product)[impressions.users[of_product]]
             column = impressions.creatives[of_product] - self.creative_numbers[product][0]
-            chances[of_product] = self.segment_ctrs(product, world)[segments, column]
+            chances[of_product] = self.segment_ctrs(product)[segments, column]
         return chances

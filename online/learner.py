@@ -193,7 +193,8 @@ class PreferenceLearner:
         creatives, creative_index = np.unique(rows.creatives, return_inverse=True)
         images = torch.from_numpy(creative_index)
         e_v = model.embed_images(self._bank.images(creatives))  # (C, D)
-        return model(e_ut, e_t, titles, e_v, images), model.image_value(e_v), images
+        value = model.image_value(e_v)  # (C, D)
+        return model(e_ut, e_t, titles, e_v, value, images), value, images
 
     def _logits(self, model: PreferenceModel, rows: Rows) -> Tensor:
         return self._score(model, rows, *self._embed(model, rows))[0]

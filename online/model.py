@@ -128,15 +128,17 @@ class PreferenceModel(nn.Module):
         tastes: Tensor = self.image_gate(e_ut) * self.head_interaction.weight  # (B, D)
         return tastes
 
-    def forward(self, e_ut: Tensor, e_t: Tensor, title_index: Tensor, e_v: Tensor, image_index: Tensor) -> Tensor:
+    def forward(
+        self, e_ut: Tensor, e_t: Tensor, title_index: Tensor, e_v: Tensor, value: Tensor, image_index: Tensor
+    ) -> Tensor:
         """Return click logits, (B,): Eq. 3 and 4.
 
-        ``e_v`` (C, D) are the distinct images and ``image_index`` (B,) each row's among them.
+        ``e_v`` (C, D) are the distinct images, ``value`` (C, D) their ``image_value``, and ``image_index`` (B,) each
+        row's among them.
         """
-        value = self.image_value(e_v)[image_index]  # (B, D)
         logits: Tensor = (
             self.head_title(e_t)[title_index] + self.head_image(e_v)[image_index] + self.head_user(e_ut)
-        ).squeeze(-1) + (self.tastes(e_ut) * value).sum(dim=-1)  # (B,)
+        ).squeeze(-1) + (self.tastes(e_ut) * value[image_index]).sum(dim=-1)  # (B,)
         return logits
 
 

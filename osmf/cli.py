@@ -17,7 +17,9 @@ from osmf import __version__
 from osmf.settings import CONFIG_VARIABLE, Settings, SettingsRefusedError, describe_settings, load_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
+
+    from rich.console import RenderableType
 
     from benchmarks.measured import Measured
     from osmf.figures import Figures
@@ -260,7 +262,8 @@ BootstrapServers = Annotated[
 ]
 
 
-def _show(figures: Figures, json: str | None) -> None:
+def _show(figures: Figures, json: str | None, shown: Sequence[RenderableType] | None = None) -> None:
+    """Write figures where they were asked for, and print ``shown``; by default their table."""
     from rich.console import Console
 
     from osmf.figures import figures_table, write_figures
@@ -268,7 +271,8 @@ def _show(figures: Figures, json: str | None) -> None:
     if json is not None:
         write_figures(figures, json)
     if json != "-":
-        Console().print(figures_table(figures))
+        for each in [figures_table(figures)] if shown is None else shown:
+            Console().print(each)
 
 
 @app.command()
@@ -317,9 +321,6 @@ def inspect(
     json: Json = None,
 ) -> None:
     """Show what the state holds: counts and CTRs of every creative in every group, and who is in the groups."""
-    from rich.console import Console
-
-    from osmf.figures import write_figures
     from osmf.inspect import ProductMissingError, run_inspect
     from state.store import StateError
 
@@ -327,11 +328,7 @@ def inspect(
         figures, tables = run_inspect(state or _settings().state.path, product_id=product)
     except (StateError, ProductMissingError) as error:
         raise _fail(error) from error
-    if json is not None:
-        write_figures(figures, json)
-    if json != "-":
-        for table in tables:
-            Console().print(table)
+    _show(figures, json, tables)
 
 
 @app.command()
@@ -347,11 +344,8 @@ def verify(
     json: Json = None,
 ) -> None:
     """Recount from files or topics and compare with the state; exit 1 when anything differs."""
-    from rich.console import Console
-
     from osmf.event_files import EventFiles
     from osmf.event_rows import EventFileError
-    from osmf.figures import write_figures
     from osmf.replay_obd import open_bandit_entries, open_bandit_files
     from osmf.verify import run_verify
     from state.store import StateError
@@ -370,11 +364,7 @@ def verify(
         )
     except (StateError, EventFileError, RuntimeError) as error:
         raise _fail(error) from error
-    if json is not None:
-        write_figures(figures, json)
-    if json != "-":
-        for each in shown:
-            Console().print(each)
+    _show(figures, json, shown)
     raise typer.Exit(code)
 
 

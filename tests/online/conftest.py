@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 
 from online.pipeline import Pipeline
 from online.settings import (
@@ -75,14 +74,6 @@ def online() -> OnlineSettings:
         counts=CountSettings(half_life_s=900, user_buckets=4),
         shift=ShiftSettings(warm_up_impressions=100, threshold=6, min_impressions=40, cool_down_impressions=300),
     )
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class MissingPictureError(OSError):

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from online.settings import AttributeSettings, EncoderSettings, GroupSettings, ModelSettings, OnlineSettings
 from online.worker import build_pipeline
@@ -35,14 +34,6 @@ class State:
     path: Path
     online: OnlineSettings
     streams: StreamSettings
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def events() -> Iterator[Event]:
