@@ -17,6 +17,7 @@ from online.features import FeatureBank
 from online.registry import titled
 from online.rows import LabelledRows, Rows
 from online.settings import OnlineSettings
+from simulator.attributes import ATTRIBUTES
 from simulator.settings import SimulatorSettings
 from simulator.stage import Stage, set_stage
 from simulator.traffic import user_attributes
@@ -64,6 +65,7 @@ class BenchWorld:
             self.world, settings.traffic.p_missing_attribute, np.random.default_rng([settings.seed, 2])
         )
         self.codes = self.schema.encode_many(known)  # (U, N)
+        self._known = np.array([[name in values for name in ATTRIBUTES] for values in known])  # (U, 20)
         self.bank = FeatureBank(*feature_dims(online.encoders))
         self.creative_numbers: list[Ints] = []
         styles: list[Floats] = []
@@ -111,14 +113,16 @@ class BenchWorld:
         return self.world.segment_ctrs(product, self.styles[self.creative_numbers[product]])
 
     def ceiling(self, impressions: Impressions) -> Floats:
-        """Return the true CTR of each impression's creative in its user's segment, (B,).
+        """Return the most that a model can know of each impression's click, which sees attributes and images, (B,).
 
-        It is what a model can know that sees attributes and images, and all attributes of all users.
+        It is the true CTR of the creative in the user's segment; of a user whose driving attribute is missing, the
+        mean over the segments as probable as the other attributes make them.
         """
         chances = np.zeros(len(impressions))
         for product in range(self.n_products):
             of_product = impressions.products == product
-            segments = self.segments(product)[impressions.users[of_product]]
+            category = self.world.product_categories[product]
+            segments = self.world.segment_chances(category, self._known)[impressions.users[of_product]]  # (b, S)
             column = impressions.creatives[of_product] - self.creative_numbers[product][0]
-            chances[of_product] = self.segment_ctrs(product)[segments, column]
+            chances[of_product] = (segments * self.segment_ctrs(product).T[column]).sum(axis=1)
         return chances

@@ -26,6 +26,9 @@ from state.store import ChangeSet, ReadTransaction, Table
 
 Predictions = npt.NDArray[np.float32]
 
+AVERAGED_SHARE = 1 / 8
+"""Share of the steps so far over which the weights that are used are averaged, until that is ``ema_steps``."""
+
 
 class LearnerHead(msgspec.Struct, array_like=True):
     """The learner's small numbers; ``replay_floors`` maps a product to its first replay block that counts."""
@@ -212,7 +215,9 @@ class PreferenceLearner:
         )
         self._optimizer.step()
         self._head.n_steps += 1
-        rate = max(1 / self._settings.ema_steps, 1 / (1 + self._head.n_steps))
+        # The average spans the last part of all steps: a fixed span would hold the first steps' weights for long.
+        span = min(self._settings.ema_steps, 1 + AVERAGED_SHARE * self._head.n_steps)
+        rate = 1 / span
         self._average.vector.lerp_(self._flat.vector, rate)
 
     def _remember(self, labelled: LabelledRows) -> None:

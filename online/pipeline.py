@@ -15,20 +15,14 @@ from dataclasses import dataclass
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
-from online.attributes import AttributeSchema
-from online.counts import Counts
-from online.ctr import interaction_p_value, shrink
-from online.encoders import UnreadableImageError, feature_dims
+from online.core import OnlineCore
+from online.ctr import shrink
+from online.encoders import UnreadableImageError
 from online.features import FeatureBank
-from online.grouping import Grouping
-from online.learner import Encoder, PreferenceLearner
-from online.metrics import PrequentialMetrics
 from online.registry import Registry, UnknownProductError
-from online.rows import LabelledRows, Rows
 from online.settings import OnlineSettings
-from online.shift import CellCounts, Shift, ShiftDetection, opposition_scores
+from online.shift import Shift
 from state.reading import StateView
 from state.records import (
     ImpressionRecord,
@@ -97,23 +91,9 @@ class Pipeline:
     def __init__(self, streams: StreamSettings, online: OnlineSettings, registry: Registry, bank: FeatureBank) -> None:
         self._streams = streams
         self._online = online
-        self._schema = AttributeSchema(online.attributes)
         self._registry = registry
         self._decoders: dict[str, EventDecoder] = topic_decoders(streams.topics, streams.fields)
-        title_dim, image_dim = feature_dims(online.encoders)
-        self._learner = PreferenceLearner(
-            self._schema.cardinalities, title_dim, image_dim, online.model, bank, online.seed
-        )
-        self._grouping = Grouping(
-            online.groups,
-            self._schema,
-            online.model.d_model,
-            lambda weights: Encoder(self._learner.new_model(), weights, bank, online.groups.space),
-            online.seed,
-        )
-        self._counts = Counts(online.counts.half_life_s * 1000)
-        self._detection = ShiftDetection(online.shift)
-        self._metrics = PrequentialMetrics()
+        self._core = OnlineCore(online, registry, bank)
         self._head = Head()
         self._join = Join(streams.join)
         self._offsets: dict[tuple[str, int], OffsetRecord] = {}
@@ -127,11 +107,7 @@ class Pipeline:
                 self._head = msgspec.msgpack.decode(head, type=Head)
             self._join = Join(self._streams.join, self._head.watermark_ms)
             self._registry.restore(txn)
-            self._learner.restore(txn)
-            self._grouping.restore(txn)
-            self._counts.restore(txn)
-            self._detection.restore(txn)
-            self._metrics.restore(txn)
+            self._core.restore(txn)
             self._offsets = StateView(txn).offsets()
 
     def next_offsets(self) -> dict[tuple[str, int], int]:
@@ -157,13 +133,10 @@ class Pipeline:
         self._head.newest_event_ms = max(self._head.newest_event_ms, newest_ms)
         self._join.run(txn, changes, records, clicks, self._head.newest_event_ms, joined)
         now_ms = self._join.watermark_ms
-        self._counts.count_impressions(records.values(), now_ms)
-        self._counts.count_clicks(
-            ((record, self._grouping.current_group(record.product_id, record.group_id)) for record in joined.clicked),
-            now_ms,
-        )
-        shifts = self._learn(joined, now_ms)
-        self._regroup(now_ms)
+        self._core.count(records.values(), joined.clicked, now_ms)
+        shifts = self._core.learn(joined.labelled, joined.corrected, now_ms)
+        if self._head.newest_event_ms:
+            self._core.regroup(now_ms, self._head.n_batches)
         outbox: list[tuple[str, DeadLetter | GroupsShifted]] = []
         outbox += [self._dead_letter(refused) for refused in joined.refused]
         outbox += [self._shifted(shift, now_ms, changes) for shift in shifts]
@@ -227,12 +200,12 @@ class Pipeline:
         events = [item.event for item in fresh if isinstance(item.event, Impression)]
         if not events:
             return {}
-        attributes = self._schema.encode_many([event.attributes for event in events])
+        attributes = self._core.schema.encode_many([event.attributes for event in events])
         user_keys = np.fromiter((zlib.crc32(event.user_id.encode()) for event in events), np.uint32, len(events))
         product_numbers = np.fromiter(
             (self._registry.products[event.product_id].number for event in events), np.int64, len(events)
         )
-        group_ids = self._grouping.observe_many(
+        group_ids = self._core.grouping.observe_many(
             [event.product_id for event in events],
             product_numbers,
             attributes,
@@ -257,115 +230,6 @@ class Pipeline:
             for row, event in enumerate(events)
         }
 
-    def _learn(self, joined: Joined, now_ms: int) -> list[Shift]:
-        labelled = joined.labelled
-        if not labelled and not joined.corrected:
-            return []
-        clicks = np.array([record.clicked for record in labelled], np.float32)
-        rows = self._rows(labelled)
-        p_click, preference = self._learner.predict_with_preference(rows, self._registry.creative_numbers)
-        self._metrics.update_many(clicks, p_click, now_ms)
-        shifts = self._detect(labelled, rows, clicks, p_click, preference)
-        parts = [LabelledRows(rows, clicks, np.ones(len(rows), np.float32))]
-        if joined.corrected:
-            # The label "no click" is taken back, then the click is given: a signed pair of the same row.
-            again = self._rows(joined.corrected)
-            ones = np.ones(len(again), np.float32)
-            parts += [LabelledRows(again, 0 * ones, -ones), LabelledRows(again, ones, ones)]
-        self._learner.learn_many(LabelledRows.concatenate(parts))
-        for shift in shifts:
-            self._learner.forget_product(self._registry.products[shift.product_id].number)
-        return shifts
-
-    def _rows(self, records: list[ImpressionRecord]) -> Rows:
-        products, creatives = self._registry.products, self._registry.creatives
-        n_fields = len(self._schema.names)
-        return Rows(
-            np.fromiter((products[record.product_id].number for record in records), np.int64, len(records)),
-            np.fromiter(
-                (creatives[record.product_id, record.creative_id].number for record in records),
-                np.int64,
-                len(records),
-            ),
-            np.frombuffer(b"".join(record.attributes for record in records), np.uint8).reshape(-1, n_fields),
-        )
-
-    def _detect(
-        self,
-        labelled: list[ImpressionRecord],
-        rows: Rows,
-        clicks: npt.NDArray[np.float32],
-        p_click: npt.NDArray[np.float32],
-        preference: npt.NDArray[np.float32],
-    ) -> list[Shift]:
-        shifts = []
-        for number in np.unique(rows.products):
-            index = np.flatnonzero(rows.products == number)
-            product_id = self._registry.product_ids[int(number)]
-            cells: CellCounts = {}
-            for row in index:
-                record = labelled[row]
-                key = (self._grouping.current_group(product_id, record.group_id), record.creative_id)
-                seen = cells.get(key, (0, 0))
-                cells[key] = (seen[0] + 1, seen[1] + record.clicked)
-            groups = self._grouping.groups_of(product_id)
-            if groups is None or not groups.distinct:
-                # Tastes that have not been established cannot be seen to change.
-                self._detection.restart(product_id)
-                continue
-            scores = opposition_scores(clicks[index], p_click[index], preference[index], rows.creatives[index])
-            shift = self._detection.observe(product_id, scores, cells)
-            if shift is not None:
-                shifts.append(shift)
-        return shifts
-
-    def _regroup(self, now_ms: int) -> None:
-        settings = self._online.groups
-        n_learnt = self._learner.n_rows_learnt
-        due = 0
-        if n_learnt >= settings.warm_up_impressions:
-            due = 1 + (n_learnt - settings.warm_up_impressions) // settings.adopt_every_impressions
-        # One version a batch: after a long batch the missed ones would be the same weights.
-        if due > self._grouping.version and self._head.newest_event_ms:
-            self._grouping.adopt(self._learner.average_weights())
-        for product_id in self._grouping.waiting()[: settings.refresh_products_per_batch]:
-            lineage = self._grouping.refresh(product_id, self._registry.products[product_id].number, now_ms)
-            for old, heir in lineage.merged.items():
-                self._counts.hand_over(product_id, old, heir, now_ms)
-        product_ids = self._grouping.product_ids()
-        n_most = min(settings.refresh_products_per_batch, len(product_ids))
-        for step in range(n_most):
-            self._compare(product_ids[(self._head.n_batches * n_most + step) % len(product_ids)])
-
-    def _compare(self, product_id: str) -> None:
-        """Test whether a product's groups prefer different creatives."""
-        groups = self._grouping.groups_of(product_id)
-        if groups is None or len(groups.groups) < 2:
-            return
-        impressions, clicks, _ = self._table(product_id, live=False)
-        filled = impressions.sum(axis=1) >= MIN_CELL_IMPRESSIONS * impressions.shape[1]
-        if filled.sum() < 2:
-            return
-        self._grouping.set_p_value(product_id, interaction_p_value(impressions[filled], clicks[filled]))
-
-    def _table(
-        self, product_id: str, *, live: bool
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], list[str]]:
-        """Return impressions and clicks of a product's present groups, (G, C), and the creatives' ids."""
-        groups = self._grouping.groups_of(product_id)
-        assert groups is not None
-        cells = self._counts.cells_of(product_id)
-        creative_ids = sorted({creative_id for _, creative_id in cells})
-        shape = (len(groups.groups), len(creative_ids))
-        impressions, clicks = np.zeros(shape), np.zeros(shape)
-        for row, group in enumerate(groups.groups):
-            for column, creative_id in enumerate(creative_ids):
-                cell = cells.get((group.group_id, creative_id))
-                if cell is not None:
-                    impressions[row, column] = cell.live_impressions if live else cell.n_impressions
-                    clicks[row, column] = cell.live_clicks if live else cell.n_clicks
-        return impressions, clicks, creative_ids
-
     def _dead_letter(self, refused: Refused) -> tuple[str, DeadLetter]:
         event_id = f"{refused.topic}-{refused.partition}-{refused.offset}-{refused.row}"
         return self._streams.topics.dead_letters, DeadLetter(
@@ -380,14 +244,14 @@ class Pipeline:
 
     def _shifted(self, shift: Shift, now_ms: int, changes: ChangeSet) -> tuple[str, GroupsShifted]:
         product = self._registry.products[shift.product_id]
-        groups = self._grouping.groups_of(shift.product_id)
+        groups = self._core.grouping.groups_of(shift.product_id)
         assert groups is not None
         before = [
             (group_id, creative_id, cell.n_impressions, cell.n_clicks)
-            for (group_id, creative_id), cell in sorted(self._counts.cells_of(shift.product_id).items())
+            for (group_id, creative_id), cell in sorted(self._core.counts.cells_of(shift.product_id).items())
         ]
-        self._counts.restart_live(shift.product_id, shift.cells, now_ms)
-        impressions, clicks, creative_ids = self._table(shift.product_id, live=True)
+        self._core.counts.restart_live(shift.product_id, shift.cells, now_ms)
+        impressions, clicks, creative_ids = self._core.table(shift.product_id, live=True)
         shrunk = shrink(impressions, clicks)
         digest = hashlib.sha256(f"{shift.product_id}|{self._head.n_batches}|{self._online.seed}".encode()).hexdigest()
         event = GroupsShifted(
@@ -442,11 +306,7 @@ class Pipeline:
         joined: Joined,
         outbox: list[tuple[str, DeadLetter | GroupsShifted]],
     ) -> None:
-        self._learner.write(changes)
-        self._grouping.write(changes)
-        self._counts.write(changes)
-        self._detection.write(changes)
-        self._metrics.write(changes)
+        self._core.write(changes)
         for topic, event in outbox:
             self._head.n_outbox += 1
             record = OutboxRecord(topic, event_key(event), event_time_ms(event), encode(event))

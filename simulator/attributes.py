@@ -192,3 +192,29 @@ def draw_users(n_users: int, rng: np.random.Generator) -> tuple[NDArray[np.int64
         drawn = (rng.random(n_users)[:, None] >= cumulative).sum(axis=1)
         codes[:, column] = np.minimum(drawn, table.shape[1] - 1)  # the last sum can end a hair below 1
     return personas.astype(np.int64), codes
+
+
+def value_chances(codes: NDArray[np.int64], known: NDArray[np.bool_], attribute: str) -> NDArray[np.float64]:
+    """Return how probable each value of an attribute is, given what is known of the users, shape (n_users, n_values).
+
+    Users are drawn independently by attribute once their persona is drawn, so that Bayes' rule over the personas is
+    exact. A value that is known has probability 1.
+
+    Parameters
+    ----------
+    codes, known
+        The users' codes and which of them are known, shape (n_users, 20).
+    attribute
+        The attribute asked for.
+    """
+    tables = persona_tables()
+    column = list(ATTRIBUTES).index(attribute)
+    log_chances = np.tile(np.log([p.share for p in PERSONAS]), (len(codes), 1))  # (U, personas)
+    for other, table in enumerate(tables.values()):
+        if other != column:
+            log_chances += np.where(known[:, [other]], np.log(table)[:, codes[:, other]].T, 0.0)
+    personas = np.exp(log_chances - log_chances.max(axis=1, keepdims=True))
+    chances: NDArray[np.float64] = personas / personas.sum(axis=1, keepdims=True) @ tables[attribute]
+    sure = known[:, column]
+    chances[sure] = np.eye(chances.shape[1])[codes[sure, column]]
+    return chances

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 
 from generator.prompt import VOCABULARY
-from simulator.attributes import ATTRIBUTES, draw_users
+from simulator.attributes import ATTRIBUTES, draw_users, value_chances
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -219,6 +219,17 @@ class World:
         driver = self._taste(category).driver
         column = list(ATTRIBUTES).index(driver.attribute)
         return np.searchsorted(driver.bounds, self.codes[:, column], side="right").astype(np.int64)
+
+    def segment_chances(self, category: str, known: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Return how probable each segment of a category is, given what is known of the users, (n_users, S).
+
+        ``known`` says which attributes are, shape (n_users, 20).
+        """
+        driver = self._taste(category).driver
+        chances = value_chances(self.codes, known, driver.attribute)  # (U, V)
+        starts = [0, *driver.bounds]
+        by_segment: NDArray[np.float64] = np.add.reduceat(chances, starts, axis=1)
+        return by_segment
 
     def true_segment(self, user_index: int, category: str) -> int:
         """Return a user's segment in a category."""

@@ -1,0 +1,195 @@
+"""The core: what is learnt of labelled impressions, and the groups, counts and shifts that follow from it.
+
+It knows nothing of messages and joins: impressions go in, in order, and a change set comes out. The pipeline
+feeds it from the stream, benchmarks from simulated worlds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from online.attributes import AttributeSchema
+from online.counts import Counts
+from online.ctr import interaction_p_value
+from online.encoders import feature_dims
+from online.features import FeatureBank
+from online.grouping import Grouping
+from online.learner import Encoder, PreferenceLearner
+from online.metrics import PrequentialMetrics
+from online.registry import Registry
+from online.rows import LabelledRows, Rows
+from online.settings import OnlineSettings
+from online.shift import CellCounts, Shift, ShiftDetection, opposition_scores
+from state.records import ImpressionRecord
+from state.store import ChangeSet, ReadTransaction
+
+Floats = npt.NDArray[np.float64]
+
+MIN_CELL_IMPRESSIONS = 30
+"""Impressions that a group needs on average per creative before its preferences are compared."""
+
+
+class OnlineCore:
+    """Preference model, groups, counts and shift detection, one micro-batch at a time.
+
+    Parameters
+    ----------
+    settings
+        All of them.
+    registry
+        The products and creatives.
+    bank
+        Their features.
+    """
+
+    def __init__(self, settings: OnlineSettings, registry: Registry, bank: FeatureBank) -> None:
+        self._settings = settings
+        self._registry = registry
+        self.schema = AttributeSchema(settings.attributes)
+        title_dim, image_dim = feature_dims(settings.encoders)
+        self.learner = PreferenceLearner(
+            self.schema.cardinalities, title_dim, image_dim, settings.model, bank, settings.seed
+        )
+        self.grouping = Grouping(
+            settings.groups,
+            self.schema,
+            settings.model.d_model,
+            lambda weights: Encoder(self.learner.new_model(), weights, bank, settings.groups.space),
+            settings.seed,
+        )
+        self.counts = Counts(settings.counts.half_life_s * 1000)
+        self._detection = ShiftDetection(settings.shift)
+        self._metrics = PrequentialMetrics()
+
+    def restore(self, txn: ReadTransaction) -> None:
+        """Continue from the state."""
+        for part in (self.learner, self.grouping, self.counts, self._detection, self._metrics):
+            part.restore(txn)
+
+    def write(self, changes: ChangeSet) -> None:
+        """Write what has changed since the last call."""
+        for part in (self.learner, self.grouping, self.counts, self._detection, self._metrics):
+            part.write(changes)
+
+    def count(self, shown: Iterable[ImpressionRecord], clicked: Iterable[ImpressionRecord], now_ms: int) -> None:
+        """Count impressions, and clicks whose impression was counted before or now."""
+        self.counts.count_impressions(shown, now_ms)
+        self.counts.count_clicks(
+            ((record, self.grouping.current_group(record.product_id, record.group_id)) for record in clicked), now_ms
+        )
+
+    def learn(self, labelled: list[ImpressionRecord], corrected: list[ImpressionRecord], now_ms: int) -> list[Shift]:
+        """Predict and learn labelled impressions; return the shifts that they complete.
+
+        ``corrected`` are impressions that were learnt as no click and are clicked after all.
+        """
+        if not labelled and not corrected:
+            return []
+        clicks = np.array([record.clicked for record in labelled], np.float32)
+        rows = self._rows(labelled)
+        p_click, preference = self.learner.predict_with_preference(rows, self._registry.creative_numbers)
+        self._metrics.update_many(clicks, p_click, now_ms)
+        shifts = self._detect(labelled, rows, clicks, p_click, preference)
+        parts = [LabelledRows(rows, clicks, np.ones(len(rows), np.float32))]
+        if corrected:
+            # The label "no click" is taken back, then the click is given: a signed pair of the same row.
+            again = self._rows(corrected)
+            ones = np.ones(len(again), np.float32)
+            parts += [LabelledRows(again, 0 * ones, -ones), LabelledRows(again, ones, ones)]
+        self.learner.learn_many(LabelledRows.concatenate(parts))
+        for shift in shifts:
+            self.learner.forget_product(self._registry.products[shift.product_id].number)
+        return shifts
+
+    def _rows(self, records: list[ImpressionRecord]) -> Rows:
+        products, creatives = self._registry.products, self._registry.creatives
+        n_fields = len(self.schema.names)
+        return Rows(
+            np.fromiter((products[record.product_id].number for record in records), np.int64, len(records)),
+            np.fromiter(
+                (creatives[record.product_id, record.creative_id].number for record in records),
+                np.int64,
+                len(records),
+            ),
+            np.frombuffer(b"".join(record.attributes for record in records), np.uint8).reshape(-1, n_fields),
+        )
+
+    def _detect(
+        self,
+        labelled: list[ImpressionRecord],
+        rows: Rows,
+        clicks: npt.NDArray[np.float32],
+        p_click: npt.NDArray[np.float32],
+        preference: npt.NDArray[np.float32],
+    ) -> list[Shift]:
+        shifts = []
+        for number in np.unique(rows.products):
+            index = np.flatnonzero(rows.products == number)
+            product_id = self._registry.product_ids[int(number)]
+            cells: CellCounts = {}
+            for row in index:
+                record = labelled[row]
+                key = (self.grouping.current_group(product_id, record.group_id), record.creative_id)
+                seen = cells.get(key, (0, 0))
+                cells[key] = (seen[0] + 1, seen[1] + record.clicked)
+            groups = self.grouping.groups_of(product_id)
+            if groups is None or not groups.distinct:
+                # Tastes that have not been established cannot be seen to change.
+                self._detection.restart(product_id)
+                continue
+            scores = opposition_scores(clicks[index], p_click[index], preference[index], rows.creatives[index])
+            shift = self._detection.observe(product_id, scores, cells)
+            if shift is not None:
+                shifts.append(shift)
+        return shifts
+
+    def regroup(self, now_ms: int, batch_number: int) -> None:
+        """Adopt a new encoder version if one is due, and move some products to the newest."""
+        settings = self._settings.groups
+        n_learnt = self.learner.n_rows_learnt
+        due = 0
+        if n_learnt >= settings.warm_up_impressions:
+            due = 1 + (n_learnt - settings.warm_up_impressions) // settings.adopt_every_impressions
+        # One version a batch: after a long batch the missed ones would be the same weights.
+        if due > self.grouping.version:
+            self.grouping.adopt(self.learner.average_weights())
+        for product_id in self.grouping.waiting()[: settings.refresh_products_per_batch]:
+            lineage = self.grouping.refresh(product_id, self._registry.products[product_id].number, now_ms)
+            for old, heir in lineage.merged.items():
+                self.counts.hand_over(product_id, old, heir, now_ms)
+        product_ids = self.grouping.product_ids()
+        n_most = min(settings.refresh_products_per_batch, len(product_ids))
+        for step in range(n_most):
+            self._compare(product_ids[(batch_number * n_most + step) % len(product_ids)])
+
+    def _compare(self, product_id: str) -> None:
+        """Test whether a product's groups prefer different creatives."""
+        groups = self.grouping.groups_of(product_id)
+        if groups is None or len(groups.groups) < 2:
+            return
+        impressions, clicks, _ = self.table(product_id, live=False)
+        filled = impressions.sum(axis=1) >= MIN_CELL_IMPRESSIONS * impressions.shape[1]
+        if filled.sum() < 2:
+            return
+        self.grouping.set_p_value(product_id, interaction_p_value(impressions[filled], clicks[filled]))
+
+    def table(
+        self, product_id: str, *, live: bool
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], list[str]]:
+        """Return impressions and clicks of a product's present groups, (G, C), and the creatives' ids."""
+        groups = self.grouping.groups_of(product_id)
+        assert groups is not None
+        cells = self.counts.cells_of(product_id)
+        creative_ids = sorted({creative_id for _, creative_id in cells})
+        shape = (len(groups.groups), len(creative_ids))
+        impressions, clicks = np.zeros(shape), np.zeros(shape)
+        for row, group in enumerate(groups.groups):
+            for column, creative_id in enumerate(creative_ids):
+                cell = cells.get((group.group_id, creative_id))
+                if cell is not None:
+                    impressions[row, column] = cell.live_impressions if live else cell.n_impressions
+                    clicks[row, column] = cell.live_clicks if live else cell.n_clicks
+        return impressions, clicks, creative_ids
