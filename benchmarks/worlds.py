@@ -6,6 +6,8 @@ encoders on the rendered pictures.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,17 +16,22 @@ import numpy.typing as npt
 from online.attributes import AttributeSchema
 from online.encoders import feature_dims, load_encoders
 from online.features import FeatureBank
-from online.registry import titled
+from online.registry import Registry, read_image
 from online.rows import LabelledRows, Rows
 from online.settings import OnlineSettings
 from simulator.attributes import ATTRIBUTES
 from simulator.settings import SimulatorSettings
 from simulator.stage import Stage, set_stage
 from simulator.traffic import user_attributes
-from simulator.world import World
+from simulator.world import ShiftKind, World
+from state.store import ChangeSet
+from streams.events import Product
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+
+START_MS = 1_748_822_400_000
+"""When products and creatives were made; nothing depends on it."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,10 @@ class Impressions:
     def __len__(self) -> int:
         return len(self.users)
 
+    def take(self, index: Ints | npt.NDArray[np.bool_] | slice) -> Impressions:
+        """Return the impressions at ``index``."""
+        return Impressions(self.users[index], self.products[index], self.creatives[index], self.clicks[index])
+
 
 class BenchWorld:
     """A world, its products and creatives registered, and its users encoded.
@@ -57,6 +68,7 @@ class BenchWorld:
     def __init__(self, simulator: SimulatorSettings, online: OnlineSettings) -> None:
         from generator.procedural import ProceduralRenderer
 
+        self._seed = simulator.seed
         settings = simulator.model_copy(update={"cache_dir": simulator.cache_dir.expanduser()})
         self.stage: Stage = set_stage(settings, ProceduralRenderer())
         self.world: World = self.stage.world
@@ -67,18 +79,29 @@ class BenchWorld:
         self.codes = self.schema.encode_many(known)  # (U, N)
         self._known = np.array([[name in values for name in ATTRIBUTES] for values in known])  # (U, 20)
         self.bank = FeatureBank(*feature_dims(online.encoders))
-        self.creative_numbers: list[Ints] = []
-        styles: list[Floats] = []
         text, image = load_encoders(online.encoders)
-        for number, (product, creatives) in enumerate(zip(self.stage.products, self.stage.creatives, strict=True)):
-            self.bank.put_title(number, text.encode(titled(product.title, product.category)).tobytes())
-            first = len(styles)
+        self.registry = Registry(lambda: text, lambda: image, read_image, self.bank)
+        for product in self.stage.products:
+            event = Product(
+                product_id=product.product_id, title=product.title, updated_at_ms=START_MS, category=product.category
+            )
+            self.registry.put_product(event, ChangeSet())
+        styles: list[Floats] = []
+        self.creative_numbers: list[Ints] = []
+        self.creative_ids: list[str] = []
+        for creatives in self.stage.creatives:
+            self.creative_numbers.append(np.arange(len(styles), len(styles) + len(creatives)))
             for creative in creatives:
-                features = image.encode(creative.image_path.read_bytes(), creative.creative_id)
-                self.bank.put_image(len(styles), features.tobytes())
+                self.registry.put_creative(creative.event(START_MS), START_MS, ChangeSet())
+                self.creative_ids.append(creative.creative_id)
                 styles.append(creative.style)
-            self.creative_numbers.append(np.arange(first, len(styles)))
         self.styles = np.stack(styles)  # (C, 8)
+
+    def shifted(self, categories: Sequence[str], kind: ShiftKind) -> BenchWorld:
+        """Return this world after the tastes in some categories changed; products, creatives and users are shared."""
+        after = copy.copy(self)
+        after.world = self.world.shift(categories, kind, self._seed)
+        return after
 
     @property
     def n_products(self) -> int:

@@ -22,7 +22,7 @@ from online.metrics import PrequentialMetrics
 from online.registry import Registry
 from online.rows import LabelledRows, Rows
 from online.settings import OnlineSettings
-from online.shift import CellCounts, Shift, ShiftDetection, opposition_scores
+from online.shift import CellCounts, Observed, Shift, ShiftDetection, opposition_scores
 from state.records import ImpressionRecord
 from state.store import ChangeSet, ReadTransaction
 
@@ -100,8 +100,8 @@ class OnlineCore:
             ones = np.ones(len(again), np.float32)
             parts += [LabelledRows(again, 0 * ones, -ones), LabelledRows(again, ones, ones)]
         self.learner.learn_many(LabelledRows.concatenate(parts))
-        for shift in shifts:
-            self.learner.forget_product(self._registry.products[shift.product_id].number)
+        if shifts:
+            self.learner.relearn([self._registry.products[shift.product_id].number for shift in shifts])
         return shifts
 
     def _rows(self, records: list[ImpressionRecord]) -> Rows:
@@ -125,7 +125,7 @@ class OnlineCore:
         p_click: npt.NDArray[np.float32],
         preference: npt.NDArray[np.float32],
     ) -> list[Shift]:
-        shifts = []
+        observed = []
         for number in np.unique(rows.products):
             index = np.flatnonzero(rows.products == number)
             product_id = self._registry.product_ids[int(number)]
@@ -141,10 +141,9 @@ class OnlineCore:
                 self._detection.restart(product_id)
                 continue
             scores = opposition_scores(clicks[index], p_click[index], preference[index], rows.creatives[index])
-            shift = self._detection.observe(product_id, scores, cells)
-            if shift is not None:
-                shifts.append(shift)
-        return shifts
+            category = self._registry.products[product_id].category
+            observed.append(Observed(product_id, category, scores, cells))
+        return self._detection.observe_many(observed)
 
     def regroup(self, now_ms: int, batch_number: int) -> None:
         """Adopt a new encoder version if one is due, and move some products to the newest."""

@@ -200,6 +200,17 @@ class Grouping:
                 embedded[rows] = self._encoders[int(version)].embed_many(product_numbers[rows], attributes[rows])
         return embedded
 
+    def assign_many(
+        self, product_id: str, product_number: int, attributes: npt.NDArray[np.uint8]
+    ) -> npt.NDArray[np.int64]:
+        """Return the present group of users of a product, (B,), from their attributes alone; nothing is learnt."""
+        product = self._products.get(product_id)
+        if product is None or product.k == 1:
+            return np.full(len(attributes), 0 if product is None else product.group_ids[0], np.int64)
+        numbers = np.full(len(attributes), product_number, np.int64)
+        embedded = self._encoders[product.groups.encoder_version].embed_many(numbers, attributes)
+        return np.asarray(product.group_ids)[assign(embedded, product.clustering.centroids[product.k])]
+
     def _version_of(self, product_id: str) -> int:
         product = self._products.get(product_id)
         return 0 if product is None else product.groups.encoder_version

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from online.features import FeatureBank
 from online.mismatch import WeightsMismatchError
-from online.model import FlatParameters, PreferenceModel
+from online.model import FlatParameters, PreferenceModel, weight_decays
 from online.rows import LabelledRows, Rows
 from online.settings import ModelSettings, UserSpace
 from state.records import number_key, split_number_key
@@ -30,14 +30,29 @@ AVERAGED_SHARE = 1 / 8
 """Share of the steps so far over which the weights that are used are averaged, until that is ``ema_steps``."""
 
 
+GATE_LEFT = 0.3
+"""What is left of the differences between a product's attribute weights, in logits, when its tastes have changed."""
+
+STRESS = 2.0
+"""How many times a row counts whose product's tastes have changed lately."""
+
+STRESSED_ROWS = 100_000
+"""Rows of all products for which it does."""
+
+
 class LearnerHead(msgspec.Struct, array_like=True):
-    """The learner's small numbers; ``replay_floors`` maps a product to its first replay block that counts."""
+    """The learner's small numbers.
+
+    ``replay_floors`` maps a product whose tastes have changed to its first replay block that counts, and
+    ``stressed_until`` to the number of learnt rows up to which its own weigh more.
+    """
 
     n_parameters: int
     n_steps: int
     n_blocks: int
     n_rows_learnt: int
     replay_floors: dict[int, int]
+    stressed_until: dict[int, int]
 
 
 class Encoder:
@@ -72,7 +87,7 @@ class Encoder:
                 torch.from_numpy(attributes.astype(np.int64)), e_t, torch.from_numpy(index)
             )
             if self._space == "taste":
-                embedded = self._model.tastes(embedded)
+                embedded = self._model.tastes(embedded, e_t, torch.from_numpy(index))
         return np.asarray(embedded.numpy(), np.float32)
 
 
@@ -109,13 +124,14 @@ class PreferenceLearner:
             self._model = PreferenceModel(cardinalities, title_dim, image_dim, settings)
             self._average_model = self.new_model()
         self._flat = FlatParameters(self._model)
+        self._decays = weight_decays(self._model, settings)
         self._average = FlatParameters(self._average_model.eval())
         self._average.vector.copy_(self._flat.vector)
         self._parameter = torch.nn.Parameter(self._flat.vector)
         self._parameter.grad = self._flat.gradient
         self._optimizer = torch.optim.Adam([self._parameter], lr=settings.learning_rate, fused=True)
         self._replay = Replay(settings.replay_rows)
-        self._head = LearnerHead(len(self._flat.vector), 0, 0, 0, {})
+        self._head = LearnerHead(len(self._flat.vector), 0, 0, 0, {}, {})
         self._new_blocks: list[tuple[int, bytes]] = []
         self._dropped_blocks: list[int] = []
 
@@ -159,7 +175,7 @@ class PreferenceLearner:
                     for product in np.unique(rows.products)
                 ]
             )  # (P, D)
-            preference = (model.tastes(e_ut) * (value[images] - means[titles])).sum(dim=-1)  # (B,)
+            preference = (model.tastes(e_ut, e_t, titles) * (value[images] - means[titles])).sum(dim=-1)  # (B,)
         return np.asarray(torch.sigmoid(logits).numpy(), np.float32), np.asarray(preference.numpy(), np.float32)
 
     def learn_many(self, labelled: LabelledRows) -> None:
@@ -177,9 +193,21 @@ class PreferenceLearner:
         self._remember(labelled)
         self._head.n_rows_learnt += len(labelled)
 
-    def forget_product(self, product: int) -> None:
-        """Keep a product's rows so far out of replay: they are of tastes that have changed."""
-        self._head.replay_floors[product] = self._head.n_blocks
+    def relearn(self, products: Sequence[int]) -> None:
+        """Learn the tastes of products anew, for they have changed.
+
+        Their rows so far stay out of replay. Their title gates, which have settled on the attributes that mattered,
+        are opened again: of the attributes that they shut out hardly any gradient comes through. And their rows
+        weigh more for a while.
+        """
+        for product in products:
+            self._head.replay_floors[product] = self._head.n_blocks
+            self._head.stressed_until[product] = self._head.n_rows_learnt + STRESSED_ROWS
+        titles = self._bank.titles()
+        changed = torch.zeros(len(titles), dtype=torch.bool)
+        changed[torch.tensor(list(products))] = True
+        for model in (self._model, self._average_model):
+            model.open_gates(titles, changed, GATE_LEFT)
 
     def _embed(self, model: PreferenceModel, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
         """Return e_t of the distinct products (P, D), each row's among them (B,), and e_{u|t} (B, D)."""
@@ -207,18 +235,26 @@ class PreferenceLearner:
         losses = torch.nn.functional.binary_cross_entropy_with_logits(
             logits, torch.from_numpy(labelled.clicks), reduction="none"
         )
-        loss = (losses * torch.from_numpy(labelled.weights)).sum() / len(labelled)
+        weights = labelled.weights * self._stress(labelled.rows.products)
+        loss = (losses * torch.from_numpy(weights)).sum() / len(labelled)
         self._flat.gradient.zero_()
         loss.backward()  # type: ignore[no-untyped-call]
-        self._flat.vector.addcmul_(
-            self._flat.vector, self._flat.decayed, value=-self._settings.learning_rate * self._settings.weight_decay
-        )
+        self._flat.vector.addcmul_(self._flat.vector, self._decays, value=-self._settings.learning_rate)
         self._optimizer.step()
         self._head.n_steps += 1
         # The average spans the last part of all steps: a fixed span would hold the first steps' weights for long.
         span = min(self._settings.ema_steps, 1 + AVERAGED_SHARE * self._head.n_steps)
         rate = 1 / span
         self._average.vector.lerp_(self._flat.vector, rate)
+
+    def _stress(self, products: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        stress = np.ones(len(products), np.float32)
+        for product, until in list(self._head.stressed_until.items()):
+            if self._head.n_rows_learnt >= until:
+                del self._head.stressed_until[product]
+            else:
+                stress[products == product] = STRESS
+        return stress
 
     def _remember(self, labelled: LabelledRows) -> None:
         # A label that was taken back must not come back by replay; its correction stays.

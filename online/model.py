@@ -11,6 +11,7 @@ over them is their value projection.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,8 @@ class Standardise(nn.Module):
 
 MIN_DEVIATION = 1e-4
 
+RIDGE = 1e-3
+
 PRIOR_LOGIT = -3.0
 """Logit that learning starts from: a CTR of about 5%."""
 
@@ -58,6 +61,9 @@ class PreferenceModel(nn.Module):
     settings
         Widths of the layers.
     """
+
+    USER_LAYERS: ClassVar[tuple[str, ...]] = ("fields", "user_linear", "user")
+    """Layers that read the users' attributes."""
 
     field_starts: Tensor
 
@@ -82,6 +88,9 @@ class PreferenceModel(nn.Module):
         self.user_norm = nn.LayerNorm(d)
         self.image_value = nn.Linear(d, d)
         self.image_gate = nn.Linear(d, d)
+        self.title_turn = nn.Linear(d, d)
+        nn.init.zeros_(self.title_turn.weight)
+        nn.init.ones_(self.title_turn.bias)
         self.head_title = nn.Linear(d, 1)
         self.head_image = nn.Linear(d, 1)
         self.head_user = nn.Linear(d, 1)
@@ -93,6 +102,30 @@ class PreferenceModel(nn.Module):
         """Return e_t of title features: (P, title_dim) to (P, D). Eq. 1."""
         embedded: Tensor = self.title(self.title_standard(titles))
         return embedded
+
+    @torch.no_grad()
+    def open_gates(self, titles: Tensor, changed: Tensor, share: float) -> None:
+        """Shrink the attribute logits of some products to ``share`` of their differences, and leave the others' alone.
+
+        The gate is linear in e_t, so this is its smallest change (ridge regression over all products' titles).
+
+        Parameters
+        ----------
+        titles
+            Title features of all products, (P, title_dim).
+        changed
+            Which of them are to change, (P,) bool.
+        share
+            What is left of a logit's distance from the product's mean logit.
+        """
+        e_t = self.embed_titles(titles).double()  # (P, D)
+        inputs = torch.cat([e_t, torch.ones(len(e_t), 1, dtype=e_t.dtype)], dim=1)  # (P, D + 1)
+        logits = self.field_gate(e_t.float()).double()  # (P, N)
+        step = torch.where(changed[:, None], (share - 1) * (logits - logits.mean(dim=1, keepdim=True)), 0.0)
+        ridge = RIDGE * torch.eye(inputs.shape[1], dtype=inputs.dtype)
+        update = torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ step)  # (D + 1, N)
+        self.field_gate.weight.add_(update[:-1].T.float())
+        self.field_gate.bias.add_(update[-1].float())
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Return e_v of image features: (C, image_dim) to (C, D). Eq. 1."""
@@ -119,13 +152,14 @@ class PreferenceModel(nn.Module):
         embedded: Tensor = self.user_norm(e_u + torch.sigmoid(self.title_gate(e_u)) * attended)  # (B, D)
         return embedded
 
-    def tastes(self, e_ut: Tensor) -> Tensor:
+    def tastes(self, e_ut: Tensor, e_t: Tensor, title_index: Tensor) -> Tensor:
         """Return what of e_{u|t} decides which images a user prefers, (B, D) to (B, D).
 
         The user-by-image part of the logit is the product of this vector and the image's value: two users with
         equal tastes prefer the same creatives, however much else the model knows apart about them.
         """
-        tastes: Tensor = self.image_gate(e_ut) * self.head_interaction.weight  # (B, D)
+        turn = self.title_turn(e_t) * self.head_interaction.weight  # (P, D)
+        tastes: Tensor = self.image_gate(e_ut) * turn[title_index]  # (B, D)
         return tastes
 
     def forward(
@@ -138,7 +172,7 @@ class PreferenceModel(nn.Module):
         """
         logits: Tensor = (
             self.head_title(e_t)[title_index] + self.head_image(e_v)[image_index] + self.head_user(e_ut)
-        ).squeeze(-1) + (self.tastes(e_ut) * value[image_index]).sum(dim=-1)  # (B,)
+        ).squeeze(-1) + (self.tastes(e_ut, e_t, title_index) * value[image_index]).sum(dim=-1)  # (B,)
         return logits
 
 
@@ -152,10 +186,6 @@ class FlatParameters:
         parameters = list(model.parameters())
         self.vector = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
         self.gradient = torch.zeros_like(self.vector)
-        # Weight decay is for weights: biases, norms and the features' constants stay.
-        self.decayed = torch.cat(
-            [torch.full((parameter.numel(),), float(parameter.dim() > 1)) for parameter in parameters]
-        )
         start = 0
         for parameter in parameters:
             end = start + parameter.numel()
@@ -163,3 +193,13 @@ class FlatParameters:
             if parameter.requires_grad:
                 parameter.grad = self.gradient[start:end].view_as(parameter)
             start = end
+
+
+def weight_decays(model: PreferenceModel, settings: ModelSettings) -> Tensor:
+    """Return the weight decay of every parameter, flat: none for biases, norms and the features' constants."""
+    decays = []
+    for name, parameter in model.named_parameters():
+        of_user = name.split(".")[0] in model.USER_LAYERS
+        decay = settings.user_weight_decay if of_user else settings.weight_decay
+        decays.append(torch.full((parameter.numel(),), decay if parameter.dim() > 1 else 0.0))
+    return torch.cat(decays)

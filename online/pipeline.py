@@ -258,6 +258,7 @@ class Pipeline:
             event_id=f"shift-{digest[:24]}",
             product_id=shift.product_id,
             category=product.category,
+            scope=shift.scope,
             detected_at_ms=now_ms,
             encoder_version=groups.encoder_version,
             statistic=shift.statistic,

@@ -47,10 +47,20 @@ class ModelSettings(BaseModel):
     d_hidden: int = Field(256, ge=8, description="Width of the user MLP's hidden layer.")
     learning_rate: float = Field(2e-3, gt=0, le=1, description="Adam's step size.")
     weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay, as AdamW's.")
+    user_weight_decay: float = Field(
+        3.0,
+        ge=0,
+        description="Weight decay of the layers that read the users' attributes, the first to learn single rows "
+        "by heart.",
+    )
     batch_rows: int = Field(512, ge=1, description="New labelled impressions of one step.")
-    replay_ratio: float = Field(1.0, ge=0, le=8, description="Replayed rows for each new row of a step.")
+    replay_ratio: float = Field(2.0, ge=0, le=8, description="Replayed rows for each new row of a step.")
     replay_rows: int = Field(131_072, ge=0, description="Labelled impressions that replay draws from.")
-    ema_steps: int = Field(64, ge=1, description="Steps over which the weights that are used are averaged.")
+    ema_steps: int = Field(
+        200,
+        ge=1,
+        description="Steps over which the weights that are used are averaged; fewer at first, an eighth of all steps.",
+    )
 
 
 UserSpace = Literal["taste", "embedding"]

@@ -1,11 +1,15 @@
 """Shift detection: tastes that no longer are what was learnt.
 
-Each labelled impression of a product is scored by a log-likelihood ratio: how much better the click
-(or its absence) is explained if the user's preference among the creatives were the opposite of what
-was learnt. While tastes stay, the scores drift down; when they change, up. Their one-sided
-cumulative sum (CUSUM) raises the alarm, and what was counted since it last stood at zero is the
-evidence of the change. If the model is right, false alarms are at least exp(threshold) impressions
-apart on average, whatever the scores' distribution.
+Each labelled impression is scored by a log-likelihood ratio: how much better the click (or its
+absence) is explained if the user's preference among the creatives were half of what was learnt, and
+opposite. That lies between the two things that happen, preferences that turn round and preferences
+that mean nothing any more, and loses little against either. While tastes stay, the scores drift
+down; when they change, up. Their one-sided cumulative sum (CUSUM) raises the alarm, and what was
+counted since it last stood at zero is the evidence of the change. If the model is right, false
+alarms are at least exp(threshold) impressions apart on average, whatever the scores' distribution.
+
+Every product has such a sum, and every category has one over its products: tastes usually change
+for a kind of product, and together its products show it several times sooner.
 
 River's Page-Hinkley test and ADWIN watch for a change of a mean and so throw away what this test
 rests on: that the scores' mean is below zero while tastes stay. On the same worlds Page-Hinkley gave
@@ -21,19 +25,39 @@ import numpy as np
 import numpy.typing as npt
 
 from online.settings import ShiftSettings
+from state.records import SEPARATOR
 from state.store import ChangeSet, ReadTransaction, Table
+from streams.events import ShiftScope
 
 Floats = npt.NDArray[np.float32]
 
 CellCounts = dict[tuple[int, str], tuple[int, int]]
 """Impressions and clicks by (group, creative)."""
 
+OPPOSITION = 1.5
+"""How far the preference of the alternative lies from the learnt one, in units of it: 1 is none, 2 the reverse."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One product's labelled impressions of a micro-batch: their scores (B,) and counts."""
+
+    product_id: str
+    category: str | None
+    scores: npt.NDArray[np.float64]
+    cells: CellCounts
+
 
 @dataclass(frozen=True)
 class Shift:
-    """Tastes of a product have changed: the evidence since then."""
+    """Tastes of a product have changed: the evidence since then.
+
+    ``statistic`` is the sum that raised the alarm: the product's own, or that of its category (``scope``).
+    ``n_impressions`` and ``cells`` are the product's.
+    """
 
     product_id: str
+    scope: ShiftScope
     statistic: float
     n_impressions: int
     cells: CellCounts
@@ -42,7 +66,7 @@ class Shift:
 def opposition_scores(
     clicks: Floats, p_click: Floats, preference: Floats, creatives: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
-    """Return the log-likelihood ratio of opposite preferences to those learnt, of each impression, (B,).
+    """Return the log-likelihood ratio of preferences that have changed to those learnt, of each impression, (B,).
 
     Parameters
     ----------
@@ -57,7 +81,7 @@ def opposition_scores(
     common = np.bincount(index, weights=preference) / np.bincount(index)
     own = np.clip(preference - common[index], -MAX_PREFERENCE, MAX_PREFERENCE)
     p = np.clip(p_click.astype(np.float64), 1e-6, 1 - 1e-6)
-    opposite = np.log(p / (1 - p)) - 2 * own
+    opposite = np.log(p / (1 - p)) - OPPOSITION * own
     # log of p(click | opposite) / p(click | learnt), with log(1 - sigmoid(x)) = -log(1 + exp(x))
     no_click = -np.logaddexp(0, opposite) - np.log1p(-p)
     return np.asarray(no_click + clicks * (opposite - np.log(p / (1 - p))))
@@ -66,74 +90,141 @@ def opposition_scores(
 MAX_PREFERENCE = 1.5
 
 
-class Detector(msgspec.Struct, array_like=True):
-    """One product's cumulative sum, and the counts since it last stood at zero."""
+class Sum(msgspec.Struct, array_like=True):
+    """A cumulative sum of scores, and over how many of them it has been above zero."""
 
+    value: float = 0.0
     n_scores: int = 0
-    cusum: float = 0.0
-    n_evidence: int = 0
-    evidence: dict[int, dict[str, tuple[int, int]]] = {}
-    quiet_until: int = 0
+
+    def add(self, scores: npt.NDArray[np.float64]) -> None:
+        """Add scores; the sum never falls below zero, where it starts anew."""
+        self.value = max(0.0, self.value + float(scores.sum()))
+        self.n_scores = self.n_scores + len(scores) if self.value > 0 else 0
+
+
+class Detector(msgspec.Struct, array_like=True):
+    """One product's sum, and the counts since it last stood at zero."""
+
+    category: str | None
+    n_seen: int
+    sum: Sum
+    evidence: dict[int, dict[str, tuple[int, int]]]
+    quiet_until: int
 
 
 class ShiftDetection:
-    """A detector for each product."""
+    """A detector for each product, and a sum for each category."""
 
     def __init__(self, settings: ShiftSettings) -> None:
         self._settings = settings
         self._detectors: dict[str, Detector] = {}
+        self._categories: dict[str, Sum] = {}
+        self._members: dict[str, dict[str, None]] = {}
         self._changed: dict[str, None] = {}
+        self._changed_categories: dict[str, None] = {}
 
     def restore(self, txn: ReadTransaction) -> None:
         """Continue from the state."""
-        decoder = msgspec.msgpack.Decoder(Detector)
+        detector_decoder, sum_decoder = msgspec.msgpack.Decoder(Detector), msgspec.msgpack.Decoder(Sum)
         for key, value in txn.scan(Table.DETECTORS):
-            self._detectors[key.decode()] = decoder.decode(value)
+            kind, name = key.split(SEPARATOR, 1)
+            if kind == _CATEGORY:
+                self._categories[name.decode()] = sum_decoder.decode(value)
+            else:
+                self._add(name.decode(), detector_decoder.decode(value))
 
-    def observe(self, product_id: str, scores: npt.NDArray[np.float64], cells: CellCounts) -> Shift | None:
-        """Take in a product's scores of one micro-batch; return the shift that they complete, if any."""
-        settings = self._settings
-        detector = self._detectors.setdefault(product_id, Detector())
-        self._changed[product_id] = None
-        detector.n_scores += len(scores)
-        if detector.n_scores <= max(settings.warm_up_impressions, detector.quiet_until):
-            return None
-        detector.cusum = max(0.0, detector.cusum + float(scores.sum()))
-        if detector.cusum == 0.0:
-            detector.n_evidence, detector.evidence = 0, {}
-            return None
-        detector.n_evidence += len(scores)
-        for (group_id, creative_id), (n_impressions, n_clicks) in cells.items():
+    def observe_many(self, observed: list[Observed]) -> list[Shift]:
+        """Take in the watched products of one micro-batch; return the shifts that it completes, one for a product."""
+        by_category: dict[str, list[Observed]] = {}
+        shifts: dict[str, Shift] = {}
+        for item in observed:
+            if not self._observe(item):
+                continue
+            detector = self._detectors[item.product_id]
+            if self._is_alarm(detector.sum):
+                shifts[item.product_id] = _shift(item.product_id, "product", detector.sum.value, detector)
+            if item.category is not None:
+                by_category.setdefault(item.category, []).append(item)
+        for category, items in by_category.items():
+            total = self._categories.setdefault(category, Sum())
+            self._changed_categories[category] = None
+            total.add(np.concatenate([item.scores for item in items]))
+            if self._is_alarm(total):
+                for product_id in self._supporting(category):
+                    shift = _shift(product_id, "category", total.value, self._detectors[product_id])
+                    shifts.setdefault(product_id, shift)
+                self._categories[category] = Sum()
+        for product_id in shifts:
+            detector = self._detectors[product_id]
+            detector.sum, detector.evidence = Sum(), {}
+            detector.quiet_until = detector.n_seen + self._settings.cool_down_impressions
+            self._changed[product_id] = None
+        return list(shifts.values())
+
+    def _observe(self, item: Observed) -> bool:
+        """Add to a product's own sum; return whether it is watched, past its warm-up and its last shift."""
+        detector = self._detectors.get(item.product_id)
+        if detector is None or detector.category != item.category:
+            self.restart(item.product_id)
+            detector = Detector(item.category, 0, Sum(), {}, 0)
+            self._add(item.product_id, detector)
+        self._changed[item.product_id] = None
+        detector.n_seen += len(item.scores)
+        if detector.n_seen <= max(self._settings.warm_up_impressions, detector.quiet_until):
+            return False
+        detector.sum.add(item.scores)
+        if not detector.sum.n_scores:
+            detector.evidence = {}
+            return True
+        for (group_id, creative_id), (n_impressions, n_clicks) in item.cells.items():
             seen = detector.evidence.setdefault(group_id, {}).get(creative_id, (0, 0))
             detector.evidence[group_id][creative_id] = (seen[0] + n_impressions, seen[1] + n_clicks)
-        if detector.cusum < settings.threshold or detector.n_evidence < settings.min_impressions:
-            return None
-        shift = Shift(
-            product_id,
-            detector.cusum,
-            detector.n_evidence,
-            {
-                (group_id, creative_id): counts
-                for group_id, of_group in detector.evidence.items()
-                for creative_id, counts in of_group.items()
-            },
-        )
-        self._detectors[product_id] = Detector(
-            detector.n_scores, quiet_until=detector.n_scores + settings.cool_down_impressions
-        )
-        return shift
+        return True
+
+    def _is_alarm(self, total: Sum) -> bool:
+        return total.value >= self._settings.threshold and total.n_scores >= self._settings.min_impressions
+
+    def _supporting(self, category: str) -> list[str]:
+        """Return the products of a category whose own impressions speak for a change too."""
+        members = self._members.get(category, {})
+        return sorted(product_id for product_id in members if self._detectors[product_id].sum.value > 0)
 
     def restart(self, product_id: str) -> None:
         """Forget a product's scores: its groups do not differ, so there are no tastes to watch."""
-        if self._detectors.pop(product_id, None) is not None:
+        detector = self._detectors.pop(product_id, None)
+        if detector is not None:
             self._changed[product_id] = None
+            if detector.category is not None:
+                del self._members[detector.category][product_id]
+
+    def _add(self, product_id: str, detector: Detector) -> None:
+        self._detectors[product_id] = detector
+        if detector.category is not None:
+            self._members.setdefault(detector.category, {})[product_id] = None
 
     def write(self, changes: ChangeSet) -> None:
         """Write the detectors that have changed since the last call."""
         for product_id in self._changed:
+            key = _PRODUCT + SEPARATOR + product_id.encode()
             detector = self._detectors.get(product_id)
             if detector is None:
-                changes.delete(Table.DETECTORS, product_id.encode())
+                changes.delete(Table.DETECTORS, key)
             else:
-                changes.put(Table.DETECTORS, product_id.encode(), msgspec.msgpack.encode(detector))
+                changes.put(Table.DETECTORS, key, msgspec.msgpack.encode(detector))
+        for category in self._changed_categories:
+            key = _CATEGORY + SEPARATOR + category.encode()
+            changes.put(Table.DETECTORS, key, msgspec.msgpack.encode(self._categories[category]))
         self._changed.clear()
+        self._changed_categories.clear()
+
+
+_PRODUCT, _CATEGORY = b"product", b"category"
+
+
+def _shift(product_id: str, scope: ShiftScope, statistic: float, detector: Detector) -> Shift:
+    cells = {
+        (group_id, creative_id): counts
+        for group_id, of_group in detector.evidence.items()
+        for creative_id, counts in of_group.items()
+    }
+    return Shift(product_id, scope, statistic, detector.sum.n_scores, cells)

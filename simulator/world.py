@@ -32,6 +32,9 @@ SLOT_WEIGHTS: Final[dict[str, float]] = {"scene": 1.0, "palette": 0.8, "light": 
 STYLE_SPREAD: Final = float(np.sqrt(sum(w * w for w in SLOT_WEIGHTS.values()) / N_STYLE_DIMS))
 """Standard deviation of a style along any one direction, over prompts drawn uniformly."""
 
+ShiftKind = Literal["swap", "driver"]
+"""How tastes change: segments exchange theirs, or another attribute decides them."""
+
 _STYLE_SEED: Final = 20_250_601  # styles belong to the words, not to a run: every world sees prompts alike
 _MAX_P_CLICK: Final = 0.6
 
@@ -346,7 +349,7 @@ class World:
         ctr, goal = world.policy_values(styles).uniform, self.settings.mean_ctr
         return replace(world, intercept=world.intercept + float(np.log(goal / (1 - goal)) - np.log(ctr / (1 - ctr))))
 
-    def shift(self, categories: Sequence[str], kind: Literal["swap", "driver"], seed: int = 0) -> World:
+    def shift(self, categories: Sequence[str], kind: ShiftKind, seed: int = 0) -> World:
         """Return the world after the tastes in some categories changed.
 
         ``"swap"``: each segment takes over the next one's taste. ``"driver"``: another attribute decides, with

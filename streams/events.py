@@ -153,11 +153,16 @@ class ShiftedGroup(msgspec.Struct, frozen=True, kw_only=True):
     creatives: list[CreativeCtr]
 
 
+ShiftScope = Literal["product", "category"]
+"""Whose impressions gave a change away: the product's own, or those of all products of its category."""
+
+
 class GroupsShifted(msgspec.Struct, frozen=True, kw_only=True):
     """The tastes of a product's groups have changed.
 
-    ``statistic`` crossed ``threshold`` after ``n_impressions_since_change`` impressions from the
-    estimated change on. ``event_id`` depends only on the input, so a replay repeats it.
+    ``statistic``, summed over the product's own impressions or its category's (``scope``), crossed
+    ``threshold``; of the product's own there were ``n_impressions_since_change`` from the estimated
+    change on. ``event_id`` depends only on the input, so a replay repeats it.
     """
 
     event_id: Id
@@ -169,6 +174,7 @@ class GroupsShifted(msgspec.Struct, frozen=True, kw_only=True):
     n_impressions_since_change: int
     groups: list[ShiftedGroup]
     category: str | None = None
+    scope: ShiftScope = "product"
     schema_version: SchemaVersion = 1
 
 
