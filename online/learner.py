@@ -30,7 +30,7 @@ AVERAGED_SHARE = 1 / 8
 """Share of the steps so far over which the weights that are used are averaged, until that is ``ema_steps``."""
 
 
-GATE_LEFT = 0.3
+GATE_LEFT = 1.0
 """What is left of the differences between a product's attribute weights, in logits, when its tastes have changed."""
 
 STRESS = 2.0
@@ -196,9 +196,9 @@ class PreferenceLearner:
     def relearn(self, products: Sequence[int]) -> None:
         """Learn the tastes of products anew, for they have changed.
 
-        Their rows so far stay out of replay. Their title gates, which have settled on the attributes that mattered,
-        are opened again: of the attributes that they shut out hardly any gradient comes through. And their rows
-        weigh more for a while.
+        Their rows so far stay out of replay, and new ones weigh more for a while. Their title gates, which have
+        settled on the attributes that mattered, are opened: hardly any gradient comes through a closed one. And
+        attributes that no other product heeds, whose embeddings have withered, start afresh.
         """
         for product in products:
             self._head.replay_floors[product] = self._head.n_blocks
@@ -206,8 +206,13 @@ class PreferenceLearner:
         titles = self._bank.titles()
         changed = torch.zeros(len(titles), dtype=torch.bool)
         changed[torch.tensor(list(products))] = True
+        idle = self._model.idle_fields(titles[~changed])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed + self._head.n_steps)
+            fresh = self.new_model()
         for model in (self._model, self._average_model):
             model.open_gates(titles, changed, GATE_LEFT)
+            model.take_fields(fresh, idle)
 
     def _embed(self, model: PreferenceModel, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
         """Return e_t of the distinct products (P, D), each row's among them (B,), and e_{u|t} (B, D)."""

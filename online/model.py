@@ -45,6 +45,9 @@ MIN_DEVIATION = 1e-4
 
 RIDGE = 1e-3
 
+IDLE_WEIGHT = 0.5
+"""Weight below which a product does not heed an attribute; 1 is the mean of all attributes."""
+
 PRIOR_LOGIT = -3.0
 """Logit that learning starts from: a CTR of about 5%."""
 
@@ -70,6 +73,7 @@ class PreferenceModel(nn.Module):
     def __init__(self, cardinalities: Sequence[int], title_dim: int, image_dim: int, settings: ModelSettings) -> None:
         super().__init__()
         n_fields, d = len(cardinalities), settings.d_model
+        self.cardinalities = tuple(cardinalities)
         starts = torch.tensor([0, *cardinalities[:-1]]).cumsum(0)
         self.register_buffer("field_starts", starts, persistent=False)
         self.fields = nn.Embedding(sum(cardinalities), settings.d_field)
@@ -102,6 +106,27 @@ class PreferenceModel(nn.Module):
         """Return e_t of title features: (P, title_dim) to (P, D). Eq. 1."""
         embedded: Tensor = self.title(self.title_standard(titles))
         return embedded
+
+    @torch.no_grad()
+    def idle_fields(self, titles: Tensor) -> Tensor:
+        """Return which attributes no product of some titles heeds, (N,) bool; titles are (P, title_dim)."""
+        weights = self._field_weights(self.embed_titles(titles))  # (P, N)
+        return (weights < IDLE_WEIGHT).all(dim=0)
+
+    @torch.no_grad()
+    def take_fields(self, other: PreferenceModel, chosen: Tensor) -> None:
+        """Take over from another model how some attributes, (N,) bool, are embedded and read."""
+        for field in torch.nonzero(chosen)[:, 0].tolist():
+            rows = slice(int(self.field_starts[field]), int(self.field_starts[field]) + self.cardinalities[field])
+            self.fields.weight[rows] = other.fields.weight[rows]
+            columns = slice(field * self.fields.embedding_dim, (field + 1) * self.fields.embedding_dim)
+            for layer, source in zip(self._field_readers(), other._field_readers(), strict=True):
+                layer.weight[:, columns] = source.weight[:, columns]
+
+    def _field_readers(self) -> tuple[nn.Linear, nn.Linear]:
+        first = self.user[0]
+        assert isinstance(first, nn.Linear)
+        return self.user_linear, first
 
     @torch.no_grad()
     def open_gates(self, titles: Tensor, changed: Tensor, share: float) -> None:
@@ -144,13 +169,18 @@ class PreferenceModel(nn.Module):
         title_index
             Each row's product among them, (B,) int64.
         """
-        weights = torch.softmax(self.field_gate(e_t), dim=-1) * attributes.shape[1]  # (P, N)
+        weights = self._field_weights(e_t)  # (P, N)
         u = self.fields(attributes + self.field_starts)  # (B, N, d_field)
         weighted = (u * weights[title_index].unsqueeze(-1)).flatten(1)  # (B, N * d_field)
         e_u = self.user_linear(weighted) + self.user(weighted)  # (B, D)
         attended = self.title_value(e_t)[title_index]  # (B, D): attention over one key is its value
         embedded: Tensor = self.user_norm(e_u + torch.sigmoid(self.title_gate(e_u)) * attended)  # (B, D)
         return embedded
+
+    def _field_weights(self, e_t: Tensor) -> Tensor:
+        """Return how much products heed each attribute: (P, D) to (P, N), 1 on average."""
+        weights: Tensor = torch.softmax(self.field_gate(e_t), dim=-1) * len(self.cardinalities)
+        return weights
 
     def tastes(self, e_ut: Tensor, e_t: Tensor, title_index: Tensor) -> Tensor:
         """Return what of e_{u|t} decides which images a user prefers, (B, D) to (B, D).

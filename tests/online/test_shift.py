@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from online.settings import ShiftSettings
-from online.shift import CellCounts, Shift, ShiftDetection, opposition_scores
+from online.shift import OPPOSITION, CellCounts, Observed, Shift, ShiftDetection, opposition_scores
 from state.store import ChangeSet, Store, Table
 
 # Fixed here, so that the cases stay what they are when the defaults are tuned.
@@ -26,8 +26,7 @@ def feed(
 ) -> Iterator[tuple[int, Shift]]:
     """Feed n impressions in batches; yield each shift with the number of impressions up to it."""
     for end in range(BATCH, n + 1, BATCH):
-        shift = detection.observe(product, scores(BATCH), cells)
-        if shift is not None:
+        for shift in detection.observe_many([Observed(product, None, scores(BATCH), cells)]):
             yield end, shift
 
 
@@ -131,15 +130,69 @@ def test_sums(batches: list[float], expected: tuple[int, float] | None) -> None:
         assert found[0].statistic == pytest.approx(expected[1])
 
 
+PRODUCTS = [f"p{number}" for number in range(5)]
+
+
+def feed_category(
+    detection: ShiftDetection, n: int, scores: dict[str, Draw], category: str | None = "lamps"
+) -> Iterator[tuple[int, Shift]]:
+    """Feed n impressions of every product, 20 of each in a batch; yield shifts with the impressions of a product."""
+    for end in range(20, n + 1, 20):
+        observed = [Observed(product, category, draw(20), CELLS) for product, draw in scores.items()]
+        for shift in detection.observe_many(observed):
+            yield end, shift
+
+
+@pytest.mark.parametrize("sign", [-1.0, 0.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_products_of_a_category_are_found_together_and_sooner_than_one_by_one(seed: int, sign: float) -> None:
+    found = {}
+    for category in ("lamps", None):
+        detection = ShiftDetection(SETTINGS)
+        before = {product: taste_scores(10 * seed + place, 1) for place, product in enumerate(PRODUCTS)}
+        after = {product: taste_scores(100 + 10 * seed + place, sign) for place, product in enumerate(PRODUCTS)}
+        assert list(feed_category(detection, 3_000, before, category)) == []
+        found[category] = list(feed_category(detection, 6_000, after, category))
+    first, shift = found["lamps"][0]
+    together = [shift.product_id for at, shift in found["lamps"] if at == first]
+    assert shift.scope == "category" and len(together) >= 4
+    assert shift.statistic >= SETTINGS.threshold
+    assert all(shift.scope == "product" for _, shift in found[None])
+    # The median of the products' own alarms.
+    assert first < sorted(at for at, _ in found[None])[2]
+
+
+def test_a_category_keeps_out_the_product_whose_tastes_stay() -> None:
+    detection = ShiftDetection(SETTINGS)
+    list(feed_category(detection, 3_000, {product: taste_scores(place, 1) for place, product in enumerate(PRODUCTS)}))
+    after = {product: taste_scores(50 + place, -1) for place, product in enumerate(PRODUCTS)}
+    after["p2"] = constant(-0.05)
+    assert {shift.product_id for _, shift in feed_category(detection, 1_500, after)} == {"p0", "p1", "p3", "p4"}
+
+
+def test_a_category_whose_tastes_stay_raises_hardly_an_alarm() -> None:
+    detection = ShiftDetection(ShiftSettings())
+    scores = {product: taste_scores(place, 1) for place, product in enumerate(PRODUCTS)}
+    assert len(list(feed_category(detection, 50_000, scores))) <= 1  # in 250,000 impressions
+
+
+def test_a_product_that_moves_to_another_category_starts_anew_there() -> None:
+    detection = ShiftDetection(SETTINGS)
+    list(feed_category(detection, 2_000, {"p": constant(0.005)}, "lamps"))
+    found = list(feed_category(detection, 2_000, {"p": constant(0.1)}, "chairs"))
+    assert found[0][0] > SETTINGS.warm_up_impressions
+    assert found[0][1].n_impressions <= found[0][0]
+
+
 def test_a_detector_that_is_restarted_starts_with_its_warm_up() -> None:
     detection, changes = ShiftDetection(SETTINGS), ChangeSet()
     list(feed(detection, 3_000, taste_scores(0, 1)))
     detection.write(changes)
-    assert changes.get(Table.DETECTORS, b"p") is not None
+    assert changes.get(Table.DETECTORS, b"product\0p") is not None
     detection.restart("p")
     detection.restart("never seen")
     detection.write(changes)
-    assert [(key, value) for key, value in changes.of(Table.DETECTORS)] == [(b"p", None)]
+    assert [(key, value) for key, value in changes.of(Table.DETECTORS)] == [(b"product\0p", None)]
     assert list(feed(detection, SETTINGS.warm_up_impressions, constant(1.0))) == []
 
 
@@ -148,26 +201,27 @@ def test_a_detector_goes_on_from_the_state(tmp_path: Path) -> None:
     before, after = taste_scores(0, 1), taste_scores(2, -1)
     with Store(tmp_path, map_size_mib=16, sync=False) as store:
         restarted = ShiftDetection(SETTINGS)
-        outcomes: list[list[Shift | None]] = [[], []]
+        outcomes: list[list[list[Shift]]] = [[], []]
         for n_batch in range(80):
             scores = (before if n_batch < 60 else after)(BATCH)
             changes = ChangeSet()
-            outcomes[0].append(undisturbed.observe("p", scores, CELLS))
-            outcomes[1].append(restarted.observe("p", scores, CELLS))
+            observed = [Observed("p", "lamps", scores, CELLS), Observed("q", "lamps", scores / 2, CELLS)]
+            outcomes[0].append(undisturbed.observe_many(observed))
+            outcomes[1].append(restarted.observe_many(observed))
             restarted.write(changes)
             store.commit(changes)
             restarted = ShiftDetection(SETTINGS)
             with store.read() as txn:
                 restarted.restore(txn)
     assert outcomes[0] == outcomes[1]
-    assert sum(shift is not None for shift in outcomes[0]) == 1
+    assert [shift.product_id for shifts in outcomes[0] for shift in shifts] == ["p", "q"]
 
 
-def test_a_score_is_how_much_better_the_opposite_taste_explains_the_click() -> None:
+def test_a_score_is_how_much_better_a_taste_half_turned_round_explains_the_click() -> None:
     preference = np.array([0.7, 0.7, -0.7, -0.7], np.float32)
     base = -1.0
     p = logistic(base + preference.astype(float))
-    opposite = logistic(base - preference.astype(float))
+    opposite = logistic(base + (1 - OPPOSITION) * preference.astype(float))
     clicks = np.array([1, 0, 1, 0], np.float32)
     scores = opposition_scores(clicks, p.astype(np.float32), preference, np.zeros(4, np.int64))
     expected = np.where(clicks > 0, np.log(opposite / p), np.log((1 - opposite) / (1 - p)))
