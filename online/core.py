@@ -100,6 +100,7 @@ class OnlineCore:
             ones = np.ones(len(again), np.float32)
             parts += [LabelledRows(again, 0 * ones, -ones), LabelledRows(again, ones, ones)]
         self.learner.learn_many(LabelledRows.concatenate(parts))
+        self.learner.review(self._registry.creative_numbers)
         if shifts:
             self.learner.relearn([self._registry.products[shift.product_id].number for shift in shifts])
         return shifts

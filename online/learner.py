@@ -19,6 +19,7 @@ from torch import Tensor
 from online.features import FeatureBank
 from online.mismatch import WeightsMismatchError
 from online.model import FlatParameters, PreferenceModel, weight_decays
+from online.relevance import attribute_relevance
 from online.rows import LabelledRows, Rows
 from online.settings import ModelSettings, UserSpace
 from state.records import number_key, split_number_key
@@ -30,8 +31,11 @@ AVERAGED_SHARE = 1 / 8
 """Share of the steps so far over which the weights that are used are averaged, until that is ``ema_steps``."""
 
 
-GATE_LEFT = 1.0
-"""What is left of the differences between a product's attribute weights, in logits, when its tastes have changed."""
+REVIEWED_ROWS = (1_500, 2_100, 3_000, 4_200, 6_000, 8_500, 12_000, 17_000, 24_000)
+"""Rows since a change of tastes at which it is asked whether another attribute decides them now."""
+
+MIN_RELEVANCE = 5.0
+"""Standard deviations from which an attribute is believed to."""
 
 STRESS = 2.0
 """How many times a row counts whose product's tastes have changed lately."""
@@ -40,11 +44,18 @@ STRESSED_ROWS = 100_000
 """Rows of all products for which it does."""
 
 
+class Review(msgspec.Struct, array_like=True):
+    """Products whose tastes changed together, and how often it was asked what decides them now."""
+
+    products: list[int]
+    n_reviews: int = 0
+
+
 class LearnerHead(msgspec.Struct, array_like=True):
     """The learner's small numbers.
 
     ``replay_floors`` maps a product whose tastes have changed to its first replay block that counts, and
-    ``stressed_until`` to the number of learnt rows up to which its own weigh more.
+    ``stressed_until`` to the number of learnt rows up to which its own weigh more; ``reviews`` are under way.
     """
 
     n_parameters: int
@@ -53,6 +64,7 @@ class LearnerHead(msgspec.Struct, array_like=True):
     n_rows_learnt: int
     replay_floors: dict[int, int]
     stressed_until: dict[int, int]
+    reviews: list[Review]
 
 
 class Encoder:
@@ -131,7 +143,7 @@ class PreferenceLearner:
         self._parameter.grad = self._flat.gradient
         self._optimizer = torch.optim.Adam([self._parameter], lr=settings.learning_rate, fused=True)
         self._replay = Replay(settings.replay_rows)
-        self._head = LearnerHead(len(self._flat.vector), 0, 0, 0, {}, {})
+        self._head = LearnerHead(len(self._flat.vector), 0, 0, 0, {}, {}, [])
         self._new_blocks: list[tuple[int, bytes]] = []
         self._dropped_blocks: list[int] = []
 
@@ -169,12 +181,7 @@ class PreferenceLearner:
         with torch.inference_mode():
             e_t, titles, e_ut = self._embed(model, rows)
             logits, value, images = self._score(model, rows, e_t, titles, e_ut)
-            means = torch.stack(
-                [
-                    model.image_value(model.embed_images(self._bank.images(creatives_of[int(product)]))).mean(dim=0)
-                    for product in np.unique(rows.products)
-                ]
-            )  # (P, D)
+            means = self._mean_values(model, rows.products, creatives_of)  # (P, D)
             preference = (model.tastes(e_ut, e_t, titles) * (value[images] - means[titles])).sum(dim=-1)  # (B,)
         return np.asarray(torch.sigmoid(logits).numpy(), np.float32), np.asarray(preference.numpy(), np.float32)
 
@@ -196,23 +203,80 @@ class PreferenceLearner:
     def relearn(self, products: Sequence[int]) -> None:
         """Learn the tastes of products anew, for they have changed.
 
-        Their rows so far stay out of replay, and new ones weigh more for a while. Their title gates, which have
-        settled on the attributes that mattered, are opened: hardly any gradient comes through a closed one. And
-        attributes that no other product heeds, whose embeddings have withered, start afresh.
+        Their rows so far stay out of replay, and new ones weigh more for a while. Attributes that no other product
+        heeds start afresh: the user embeddings that were right are wrong now. Later it is asked whether another
+        attribute decides these tastes; then their title gates are turned to it, for hardly any gradient comes
+        through a gate that is closed.
         """
         for product in products:
             self._head.replay_floors[product] = self._head.n_blocks
             self._head.stressed_until[product] = self._head.n_rows_learnt + STRESSED_ROWS
-        titles = self._bank.titles()
-        changed = torch.zeros(len(titles), dtype=torch.bool)
-        changed[torch.tensor(list(products))] = True
-        idle = self._model.idle_fields(titles[~changed])
+        # A product that changes again is reviewed with those that it changes with now.
+        for review in self._head.reviews:
+            review.products = [product for product in review.products if product not in products]
+        self._head.reviews = [review for review in self._head.reviews if review.products]
+        self._head.reviews.append(Review(list(products)))
+        idle = self._model.idle_fields(self._bank.titles()[~self._chosen(products)])
+        self._start_afresh(idle, ~idle)
+
+    def _chosen(self, products: Sequence[int]) -> Tensor:
+        chosen = torch.zeros(len(self._bank.titles()), dtype=torch.bool)
+        chosen[torch.tensor(list(products))] = True
+        return chosen
+
+    def _start_afresh(self, fields: Tensor, like: Tensor) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed + self._head.n_steps)
             fresh = self.new_model()
         for model in (self._model, self._average_model):
-            model.open_gates(titles, changed, GATE_LEFT)
-            model.take_fields(fresh, idle)
+            model.start_afresh(fresh, fields, like)
+
+    def review(self, creatives_of: Mapping[int, npt.NDArray[np.int64]]) -> None:
+        """Turn products whose tastes have changed to the attribute that decides them now, once it is plain.
+
+        ``creatives_of`` names the creatives by product (registration numbers).
+        """
+        for review in self._head.reviews:
+            rows = self._replay.rows_of(review.products, self._head.replay_floors)
+            if len(rows) < REVIEWED_ROWS[review.n_reviews]:
+                continue
+            review.n_reviews += 1
+            relevance = self._relevance(rows, creatives_of)
+            best = int(relevance.argmax())
+            chosen = self._chosen(review.products)
+            titles = self._bank.titles()
+            heeded = self._model.heeded_fields(titles[chosen]).mode().values
+            if best == int(heeded) or relevance[best] < max(MIN_RELEVANCE, relevance[int(heeded)] + MIN_RELEVANCE / 2):
+                continue
+            idle = self._model.idle_fields(titles[~chosen])
+            for model in (self._model, self._average_model):
+                model.redirect_gates(titles, chosen, best)
+            self._start_afresh(idle & (torch.arange(len(idle)) == best), ~idle)
+            review.n_reviews = len(REVIEWED_ROWS)
+        self._head.reviews = [review for review in self._head.reviews if review.n_reviews < len(REVIEWED_ROWS)]
+
+    def _relevance(
+        self, labelled: LabelledRows, creatives_of: Mapping[int, npt.NDArray[np.int64]]
+    ) -> npt.NDArray[np.float64]:
+        model, rows = self._average_model, labelled.rows
+        with torch.inference_mode():
+            e_t, titles, e_ut = self._embed(model, rows)
+            logits, value, images = self._score(model, rows, e_t, titles, e_ut)
+            own = value[images] - self._mean_values(model, rows.products, creatives_of)[titles]  # (B, D)
+            without = logits - (model.tastes(e_ut, e_t, titles) * own).sum(dim=-1)
+            residuals = torch.from_numpy(labelled.clicks) - torch.sigmoid(without)
+        return attribute_relevance(residuals.double().numpy(), own.double().numpy(), rows.attributes, self._shape[0])
+
+    def _mean_values(
+        self, model: PreferenceModel, products: npt.NDArray[np.int64], creatives_of: Mapping[int, npt.NDArray[np.int64]]
+    ) -> Tensor:
+        """Return the mean of the image values of each distinct product's creatives, (P, D)."""
+        return torch.stack(
+            [
+                model.image_value(model.embed_images(self._bank.images(creatives_of[int(product)]))).mean(dim=0)
+                for product in np.unique(products)
+            ]
+        )
 
     def _embed(self, model: PreferenceModel, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
         """Return e_t of the distinct products (P, D), each row's among them (B,), and e_{u|t} (B, D)."""
@@ -314,6 +378,13 @@ def _vector(txn: ReadTransaction, key: bytes) -> Tensor:
     return torch.from_numpy(np.frombuffer(value, np.float32).copy())
 
 
+NO_ROWS = LabelledRows(
+    Rows(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 0), np.uint8)),
+    np.zeros(0, np.float32),
+    np.zeros(0, np.float32),
+)
+
+
 class Replay:
     """The last labelled rows, in blocks of one micro-batch."""
 
@@ -335,20 +406,30 @@ class Replay:
             dropped.append(old_number)
         return dropped
 
-    def sample(self, n_rows: int, floors: dict[int, int], rng: np.random.Generator) -> LabelledRows:
-        """Return up to ``n_rows`` rows, drawn uniformly; those below their product's floor are left out."""
-        if not self._blocks or not n_rows:
-            return LabelledRows(
-                Rows(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 0), np.uint8)),
-                np.zeros(0, np.float32),
-                np.zeros(0, np.float32),
-            )
+    def _rows(self) -> tuple[LabelledRows, npt.NDArray[np.int64]]:
+        """Return all rows, and the block that each is of."""
         if self._all is None:
             self._all = (
                 LabelledRows.concatenate([rows for _, rows in self._blocks]),
                 np.concatenate([np.full(len(rows), number) for number, rows in self._blocks]),
             )
-        rows, numbers = self._all
+        return self._all
+
+    def rows_of(self, products: Sequence[int], floors: dict[int, int]) -> LabelledRows:
+        """Return the rows of products, from each one's floor on."""
+        if not self._blocks:
+            return NO_ROWS
+        rows, numbers = self._rows()
+        chosen = np.zeros(len(rows), bool)
+        for product in products:
+            chosen |= (rows.rows.products == product) & (numbers >= floors.get(product, 0))
+        return rows.take(chosen)
+
+    def sample(self, n_rows: int, floors: dict[int, int], rng: np.random.Generator) -> LabelledRows:
+        """Return up to ``n_rows`` rows, drawn uniformly; those below their product's floor are left out."""
+        if not self._blocks or not n_rows:
+            return NO_ROWS
+        rows, numbers = self._rows()
         index = rng.integers(len(rows), size=n_rows)
         for product, floor in floors.items():
             index = index[(rows.rows.products[index] != product) | (numbers[index] >= floor)]

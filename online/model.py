@@ -114,14 +114,27 @@ class PreferenceModel(nn.Module):
         return (weights < IDLE_WEIGHT).all(dim=0)
 
     @torch.no_grad()
-    def take_fields(self, other: PreferenceModel, chosen: Tensor) -> None:
-        """Take over from another model how some attributes, (N,) bool, are embedded and read."""
-        for field in torch.nonzero(chosen)[:, 0].tolist():
-            rows = slice(int(self.field_starts[field]), int(self.field_starts[field]) + self.cardinalities[field])
-            self.fields.weight[rows] = other.fields.weight[rows]
-            columns = slice(field * self.fields.embedding_dim, (field + 1) * self.fields.embedding_dim)
-            for layer, source in zip(self._field_readers(), other._field_readers(), strict=True):
-                layer.weight[:, columns] = source.weight[:, columns]
+    def start_afresh(self, fresh: PreferenceModel, chosen: Tensor, like: Tensor) -> None:
+        """Embed and read some attributes as a new model does, on the scale of other attributes of this one.
+
+        The scale matters: gates multiply the attributes that are heeded many times, so that their embeddings are
+        small, and one of a new model's size among them would drown what the layers above know of the others.
+
+        Parameters
+        ----------
+        fresh
+            The new model.
+        chosen, like
+            The attributes, and those whose scale they get, (N,) bool.
+        """
+        rows_of = torch.repeat_interleave(torch.arange(len(self.cardinalities)), torch.tensor(self.cardinalities))
+        columns_of = torch.repeat_interleave(torch.arange(len(self.cardinalities)), self.fields.embedding_dim)
+        rows, columns = chosen[rows_of], chosen[columns_of]
+        if not bool(like.any()):
+            return
+        self.fields.weight[rows] = _scaled(fresh.fields.weight[rows], self.fields.weight[like[rows_of]])
+        for layer, source in zip(self._field_readers(), fresh._field_readers(), strict=True):
+            layer.weight[:, columns] = _scaled(source.weight[:, columns], layer.weight[:, like[columns_of]])
 
     def _field_readers(self) -> tuple[nn.Linear, nn.Linear]:
         first = self.user[0]
@@ -129,10 +142,17 @@ class PreferenceModel(nn.Module):
         return self.user_linear, first
 
     @torch.no_grad()
-    def open_gates(self, titles: Tensor, changed: Tensor, share: float) -> None:
-        """Shrink the attribute logits of some products to ``share`` of their differences, and leave the others' alone.
+    def heeded_fields(self, titles: Tensor) -> Tensor:
+        """Return the attribute that each product heeds most, (P,) int64."""
+        heeded: Tensor = self.field_gate(self.embed_titles(titles)).argmax(dim=1)
+        return heeded
 
-        The gate is linear in e_t, so this is its smallest change (ridge regression over all products' titles).
+    @torch.no_grad()
+    def redirect_gates(self, titles: Tensor, changed: Tensor, field: int) -> None:
+        """Let some products heed an attribute as much as the one that they heed most now, and that one as little.
+
+        The gate is linear in e_t: this is its smallest change that leaves the other products as they are (ridge
+        regression over all titles).
 
         Parameters
         ----------
@@ -140,15 +160,18 @@ class PreferenceModel(nn.Module):
             Title features of all products, (P, title_dim).
         changed
             Which of them are to change, (P,) bool.
-        share
-            What is left of a logit's distance from the product's mean logit.
+        field
+            The attribute.
         """
-        e_t = self.embed_titles(titles).double()  # (P, D)
-        inputs = torch.cat([e_t, torch.ones(len(e_t), 1, dtype=e_t.dtype)], dim=1)  # (P, D + 1)
-        logits = self.field_gate(e_t.float()).double()  # (P, N)
-        step = torch.where(changed[:, None], (share - 1) * (logits - logits.mean(dim=1, keepdim=True)), 0.0)
+        e_t = self.embed_titles(titles)  # (P, D)
+        logits = self.field_gate(e_t)  # (P, N)
+        target = logits.clone()
+        rows = torch.nonzero(changed)[:, 0]
+        heeded = logits[rows].argmax(dim=1)
+        target[rows, heeded], target[rows, field] = logits[rows, field], logits[rows, heeded]
+        inputs = torch.cat([e_t, torch.ones(len(e_t), 1)], dim=1).double()  # (P, D + 1)
         ridge = RIDGE * torch.eye(inputs.shape[1], dtype=inputs.dtype)
-        update = torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ step)  # (D + 1, N)
+        update = torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ (target - logits).double())  # (D + 1, N)
         self.field_gate.weight.add_(update[:-1].T.float())
         self.field_gate.bias.add_(update[-1].float())
 
@@ -204,6 +227,12 @@ class PreferenceModel(nn.Module):
             self.head_title(e_t)[title_index] + self.head_image(e_v)[image_index] + self.head_user(e_ut)
         ).squeeze(-1) + (self.tastes(e_ut, e_t, title_index) * value[image_index]).sum(dim=-1)  # (B,)
         return logits
+
+
+def _scaled(weights: Tensor, like: Tensor) -> Tensor:
+    """Return weights with the root mean square of others."""
+    scaled: Tensor = weights * (like.square().mean().sqrt() / weights.square().mean().sqrt().clamp(min=1e-12))
+    return scaled
 
 
 class FlatParameters:

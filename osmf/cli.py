@@ -374,13 +374,17 @@ class Bench(StrEnum):
     STREAM = "stream"
     LEARN = "learn"
     GROUP = "group"
+    SHIFT = "shift"
     RENDER = "render"
 
 
 @app.command()
 def bench(
     what: Annotated[
-        Bench, typer.Argument(help="stream: events/s; learn: AUROC in one pass; group: true groups; render: ms.")
+        Bench,
+        typer.Argument(
+            help="stream: events/s; learn: AUROC in one pass; group: true groups; shift: changed tastes; render: ms."
+        ),
     ],
     quick: Annotated[bool, typer.Option("--quick", help="Under a minute on two cores.")] = False,
     seed: Annotated[list[int] | None, typer.Option(help="World to run; may be given several times.")] = None,
@@ -390,6 +394,7 @@ def bench(
     from benchmarks.groups import bench_group
     from benchmarks.learn import bench_learn
     from benchmarks.render import bench_render
+    from benchmarks.shift import bench_shift
     from benchmarks.stream import bench_stream
 
     started_s = time.monotonic()
@@ -400,6 +405,8 @@ def bench(
             measured = bench_learn(quick=quick, seeds=seed)
         case Bench.GROUP:
             measured = bench_group(quick=quick, seeds=seed)
+        case Bench.SHIFT:
+            measured = bench_shift(quick=quick, seeds=seed)
         case Bench.RENDER:
             measured = bench_render(quick=quick)
     _show(_figures(f"bench {what.value}", measured, started_s), json)
