@@ -7,7 +7,6 @@ seed and the number of the step, so that a replay of the log repeats it.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -20,6 +19,7 @@ from online.features import FeatureBank
 from online.mismatch import WeightsMismatchError
 from online.model import FlatParameters, PreferenceModel, weight_decays
 from online.relevance import attribute_relevance
+from online.replay import Replay, pack_rows, unpack_rows
 from online.rows import LabelledRows, Rows
 from online.settings import ModelSettings, UserSpace
 from state.records import number_key, split_number_key
@@ -376,85 +376,3 @@ def _vector(txn: ReadTransaction, key: bytes) -> Tensor:
     value = txn.get(Table.LEARNER, key)
     assert value is not None, key
     return torch.from_numpy(np.frombuffer(value, np.float32).copy())
-
-
-NO_ROWS = LabelledRows(
-    Rows(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 0), np.uint8)),
-    np.zeros(0, np.float32),
-    np.zeros(0, np.float32),
-)
-
-
-class Replay:
-    """The last labelled rows, in blocks of one micro-batch."""
-
-    def __init__(self, n_rows_kept: int) -> None:
-        self._n_rows_kept = n_rows_kept
-        self._blocks: deque[tuple[int, LabelledRows]] = deque()
-        self._n_rows = 0
-        self._all: tuple[LabelledRows, npt.NDArray[np.int64]] | None = None
-
-    def append(self, number: int, rows: LabelledRows) -> list[int]:
-        """Append a block; return the numbers of those that fell out."""
-        self._blocks.append((number, rows))
-        self._n_rows += len(rows)
-        self._all = None
-        dropped = []
-        while self._n_rows - len(self._blocks[0][1]) >= self._n_rows_kept:
-            old_number, old_rows = self._blocks.popleft()
-            self._n_rows -= len(old_rows)
-            dropped.append(old_number)
-        return dropped
-
-    def _rows(self) -> tuple[LabelledRows, npt.NDArray[np.int64]]:
-        """Return all rows, and the block that each is of."""
-        if self._all is None:
-            self._all = (
-                LabelledRows.concatenate([rows for _, rows in self._blocks]),
-                np.concatenate([np.full(len(rows), number) for number, rows in self._blocks]),
-            )
-        return self._all
-
-    def rows_of(self, products: Sequence[int], floors: dict[int, int]) -> LabelledRows:
-        """Return the rows of products, from each one's floor on."""
-        if not self._blocks:
-            return NO_ROWS
-        rows, numbers = self._rows()
-        chosen = np.zeros(len(rows), bool)
-        for product in products:
-            chosen |= (rows.rows.products == product) & (numbers >= floors.get(product, 0))
-        return rows.take(chosen)
-
-    def sample(self, n_rows: int, floors: dict[int, int], rng: np.random.Generator) -> LabelledRows:
-        """Return up to ``n_rows`` rows, drawn uniformly; those below their product's floor are left out."""
-        if not self._blocks or not n_rows:
-            return NO_ROWS
-        rows, numbers = self._rows()
-        index = rng.integers(len(rows), size=n_rows)
-        for product, floor in floors.items():
-            index = index[(rows.rows.products[index] != product) | (numbers[index] >= floor)]
-        return rows.take(index)
-
-
-def pack_rows(labelled: LabelledRows) -> bytes:
-    """Return labelled rows as bytes: product and creative (uint32), click (uint8), attributes (uint8 each)."""
-    packed = np.empty(len(labelled), _row_dtype(labelled.rows.attributes.shape[1]))
-    packed["product"] = labelled.rows.products
-    packed["creative"] = labelled.rows.creatives
-    packed["click"] = labelled.clicks
-    packed["attributes"] = labelled.rows.attributes
-    return packed.tobytes()
-
-
-def unpack_rows(block: bytes, n_fields: int) -> LabelledRows:
-    """Return the labelled rows of bytes that `pack_rows` made."""
-    packed = np.frombuffer(block, _row_dtype(n_fields))
-    return LabelledRows(
-        Rows(packed["product"].astype(np.int64), packed["creative"].astype(np.int64), packed["attributes"].copy()),
-        packed["click"].astype(np.float32),
-        np.ones(len(packed), np.float32),
-    )
-
-
-def _row_dtype(n_fields: int) -> np.dtype[np.void]:
-    return np.dtype([("product", "<u4"), ("creative", "<u4"), ("click", "u1"), ("attributes", "u1", (n_fields,))])

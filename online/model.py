@@ -125,13 +125,13 @@ class PreferenceModel(nn.Module):
         fresh
             The new model.
         chosen, like
-            The attributes, and those whose scale they get, (N,) bool.
+            The attributes, and those whose scale they get, (N,) bool; without any of these they keep their own.
         """
+        if not bool(like.any()):
+            like = chosen
         rows_of = torch.repeat_interleave(torch.arange(len(self.cardinalities)), torch.tensor(self.cardinalities))
         columns_of = torch.repeat_interleave(torch.arange(len(self.cardinalities)), self.fields.embedding_dim)
         rows, columns = chosen[rows_of], chosen[columns_of]
-        if not bool(like.any()):
-            return
         self.fields.weight[rows] = _scaled(fresh.fields.weight[rows], self.fields.weight[like[rows_of]])
         for layer, source in zip(self._field_readers(), fresh._field_readers(), strict=True):
             layer.weight[:, columns] = _scaled(source.weight[:, columns], layer.weight[:, like[columns_of]])

@@ -62,7 +62,14 @@ def online() -> OnlineSettings:
         attributes=AttributeSettings(values={"age": ("young", "old"), "tier": ("1", "2", "3")}, buckets={"city": 5}),
         encoders=EncoderSettings(text="hashed", image="hashed"),
         model=ModelSettings(
-            d_model=16, d_field=4, d_hidden=16, learning_rate=0.01, batch_rows=64, replay_rows=1_000, ema_steps=8
+            user_weight_decay=0.1,
+            d_model=16,
+            d_field=4,
+            d_hidden=16,
+            learning_rate=0.01,
+            batch_rows=64,
+            replay_rows=1_000,
+            ema_steps=8,
         ),
         groups=GroupSettings(
             k_max=3,

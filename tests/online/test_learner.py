@@ -9,13 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from online.features import FeatureBank
-from online.learner import Encoder, PreferenceLearner, Replay, pack_rows, unpack_rows
+from online.learner import Encoder, PreferenceLearner
 from online.mismatch import WeightsMismatchError
+from online.model import FlatParameters
 from online.rows import LabelledRows, Rows
 from online.settings import ModelSettings
 from state.store import ChangeSet, Store, Table
@@ -24,7 +23,14 @@ CARDINALITIES = (4, 5, 6)
 DIM = 12
 N_PRODUCTS, N_CREATIVES = 2, 4
 SETTINGS = ModelSettings(
-    d_model=16, d_field=4, d_hidden=16, learning_rate=0.01, batch_rows=64, replay_rows=1_000, ema_steps=16
+    d_model=16,
+    d_field=4,
+    d_hidden=16,
+    learning_rate=0.01,
+    user_weight_decay=0.1,
+    batch_rows=64,
+    replay_rows=1_000,
+    ema_steps=16,
 )
 
 
@@ -157,13 +163,14 @@ def test_the_seed_decides_everything() -> None:
 def test_it_goes_on_from_the_state_bit_by_bit(tmp_path: Path) -> None:
     undisturbed, restarted = learner(), learner()
     with Store(tmp_path, map_size_mib=32, sync=False) as store:
-        for step in range(12):
+        for step in range(24):
             labelled = draw(150, 100 + step)
             changes = [ChangeSet(), ChangeSet()]
             for model, change in zip((undisturbed, restarted), changes, strict=True):
                 model.learn_many(labelled)
-                if step == 6:
-                    model.forget_product(1)
+                if step == 2:
+                    model.relearn([1])
+                model.review(of_products())
                 model.write(change)
             assert list(changes[0]) == list(changes[1]), step
             store.commit(changes[1])
@@ -187,63 +194,60 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         Encoder(other.new_model(), model.average_weights(), bank(), "embedding")
 
 
-# --- Replay
+# --- Tastes that change
+
+LONG_REPLAY = SETTINGS.model_copy(update={"replay_rows": 20_000})
+"""A change is reviewed on the rows in replay since then."""
 
 
-def block(n: int, product: int, mark: int) -> LabelledRows:
-    return LabelledRows(
-        Rows(np.full(n, product), np.full(n, mark), np.zeros((n, 1), np.uint8)),
-        np.zeros(n, np.float32),
-        np.ones(n, np.float32),
-    )
+def other_driver(n: int, seed: int) -> LabelledRows:
+    """As `draw`, but for product 1 the second attribute decides."""
+    labelled = draw(n, seed)
+    rng = np.random.default_rng([seed, 1])
+    rows = labelled.rows
+    likes = (rows.attributes[:, 1] == 2) == (rows.creatives % N_CREATIVES < 2)
+    clicks = (rng.random(n) < np.where(likes, 0.5, 0.1)).astype(np.float32)
+    return LabelledRows(rows, np.where(rows.products == 1, clicks, labelled.clicks), labelled.weights)
 
 
-def test_replay_keeps_the_last_rows_by_whole_blocks() -> None:
-    replay = Replay(100)
-    assert [replay.append(number, block(40, 0, number)) for number in range(5)] == [[], [], [], [0], [1]]
-    sampled = replay.sample(500, {}, np.random.default_rng(0))
-    assert set(sampled.rows.creatives.tolist()) == {2, 3, 4}
+def auroc(model: PreferenceLearner, asked: LabelledRows, product: int) -> float:
+    of_product = asked.take(asked.rows.products == product)
+    return float(roc_auc_score(of_product.clicks, model.predict_many(of_product.rows)))
 
 
-def test_replay_leaves_out_what_a_product_has_forgotten() -> None:
-    replay = Replay(1_000)
-    for number in range(4):
-        replay.append(number, block(20, number % 2, number))
-    sampled = replay.sample(2_000, {0: 1, 1: 3}, np.random.default_rng(0))
-    # Block 0 and 1 lie below their product's floor, 2 and 3 do not.
-    assert set(sampled.rows.creatives.tolist()) == {2, 3}
-    assert 800 < len(sampled) < 1_200
-    assert len(replay.sample(100, {0: 99, 1: 99}, np.random.default_rng(0))) == 0
+def heeded(model: PreferenceLearner) -> list[int]:
+    encoder = model.new_model()
+    flat = FlatParameters(encoder)
+    flat.vector.copy_(torch.from_numpy(np.frombuffer(model.average_weights(), np.float32).copy()))
+    return encoder.heeded_fields(bank().titles(np.arange(N_PRODUCTS))).tolist()
 
 
-def test_replay_is_uniform_over_rows() -> None:
-    replay = Replay(1_000)
-    replay.append(0, block(300, 0, 0))
-    replay.append(1, block(100, 0, 1))
-    sampled = replay.sample(20_000, {}, np.random.default_rng(0))
-    assert np.mean(sampled.rows.creatives == 0) == pytest.approx(0.75, abs=0.015)
-    assert len(Replay(10).sample(5, {}, np.random.default_rng(0))) == 0
+@pytest.mark.parametrize("seed", range(3))
+def test_another_attribute_that_decides_is_found_and_heeded(seed: int) -> None:
+    model = learn(learner(LONG_REPLAY, seed=seed), draw(12_000, 10 + seed))
+    assert heeded(model) == [0, 0]
+    model.relearn([1])
+    for step in range(40):
+        learn(model, other_driver(200, 1_000 + 100 * seed + step))
+        model.review(of_products())
+    assert heeded(model) == [0, 1]
+    asked = other_driver(4_000, 99)
+    assert auroc(model, asked, 0) > 0.7
+    assert auroc(model, asked, 1) > 0.65
 
 
-@given(
-    st.lists(
-        st.tuples(
-            st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.booleans(), st.binary(min_size=3, max_size=3)
-        ),
-        max_size=8,
-    )
-)
-def test_rows_round_trip_through_their_bytes(rows: list[tuple[int, int, bool, bytes]]) -> None:
-    attributes = np.frombuffer(b"".join(row[3] for row in rows), np.uint8).reshape(-1, 3)
-    labelled = LabelledRows(
-        Rows(np.array([row[0] for row in rows], np.int64), np.array([row[1] for row in rows], np.int64), attributes),
-        np.array([row[2] for row in rows], np.float32),
-        np.ones(len(rows), np.float32),
-    )
-    packed = pack_rows(labelled)
-    assert len(packed) == len(rows) * (4 + 4 + 1 + 3)
-    found = unpack_rows(packed, 3)
-    for name in ("products", "creatives", "attributes"):
-        assert (getattr(found.rows, name) == getattr(labelled.rows, name)).all()
-    assert (found.clicks == labelled.clicks).all()
-    assert (found.weights == 1).all()
+def test_the_attribute_stays_when_tastes_only_turn_round() -> None:
+    model = learn(learner(LONG_REPLAY), draw(12_000, 1))
+    model.relearn([0, 1])
+    for step in range(40):
+        learn(model, draw(200, 1_000 + step, turned=True))
+        model.review(of_products())
+    assert heeded(model) == [0, 0]
+    asked = draw(4_000, 98, turned=True)
+    assert min(auroc(model, asked, product) for product in range(N_PRODUCTS)) > 0.7
+
+
+def test_rows_of_a_product_that_relearns_weigh_more() -> None:
+    still, stressed = learn(learner(), draw(2_000, 1)), learn(learner(), draw(2_000, 1))
+    stressed.relearn([1])
+    assert still.average_weights() != learn(stressed, draw(64, 2)).average_weights()

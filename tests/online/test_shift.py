@@ -155,7 +155,8 @@ def test_products_of_a_category_are_found_together_and_sooner_than_one_by_one(se
         found[category] = list(feed_category(detection, 6_000, after, category))
     first, shift = found["lamps"][0]
     together = [shift.product_id for at, shift in found["lamps"] if at == first]
-    assert shift.scope == "category" and len(together) >= 4
+    assert shift.scope == "category"
+    assert len(together) >= 4
     assert shift.statistic >= SETTINGS.threshold
     assert all(shift.scope == "product" for _, shift in found[None])
     # The median of the products' own alarms.
