@@ -6,11 +6,9 @@ import zlib
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 
 from benchmarks.worlds import START_MS, BenchWorld, Impressions, Ints
 from online.core import OnlineCore
-from online.rows import Rows
 from online.settings import OnlineSettings
 from online.shift import Shift
 from state.records import ImpressionRecord
@@ -103,11 +101,6 @@ class CoreRun:
         core.regroup(self._now_ms, self._n_batches)
         self._n_batches += 1
         return group_ids, shifts
-
-    def predict(self, rows: Rows) -> npt.NDArray[np.float32]:
-        """Return the probability of a click, (B,)."""
-        parts = [rows.take(slice(start, start + 4_096)) for start in range(0, len(rows), 4_096)]
-        return np.concatenate([self.core.learner.predict_many(part) for part in parts])
 
     def groups(self, product: int, users: Ints) -> Ints:
         """Return the present groups of users for a product, (n,)."""

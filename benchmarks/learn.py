@@ -109,7 +109,7 @@ def _learn(run: LearnRun, seed: int, online: OnlineSettings) -> dict[str, float]
     def auroc(scores: npt.ArrayLike) -> float:
         return float(roc_auc_score(held_out.clicks, scores))
 
-    figures = {"auroc": auroc(_predict(learner, asked)), "auroc_ceiling": auroc(world.ceiling(held_out))}
+    figures = {"auroc": auroc(predict(learner, asked)), "auroc_ceiling": auroc(world.ceiling(held_out))}
     figures["auroc_share"] = (figures["auroc"] - 0.5) / (figures["auroc_ceiling"] - 0.5)
     if run.compared:
         figures["auroc_batch"] = max(auroc(scores) for scores in _batch(world, learnt, asked, online))
@@ -135,7 +135,8 @@ def _pass(learner: PreferenceLearner, rows: LabelledRows) -> None:
         learner.learn_many(batch)
 
 
-def _predict(learner: PreferenceLearner, rows: Rows) -> npt.NDArray[np.float32]:
+def predict(learner: PreferenceLearner, rows: Rows) -> npt.NDArray[np.float32]:
+    """Return the probability of a click, (B,), in micro-batches."""
     return np.concatenate([learner.predict_many(batch) for batch in _micro_batches(rows)])
 
 
@@ -150,5 +151,5 @@ def _batch(
     for _ in range(BATCH_EPOCHS):
         for batch in _micro_batches(learnt.take(rng.permutation(len(learnt)))):
             learner.learn_many(batch)
-        predicted.append(_predict(learner, asked))
+        predicted.append(predict(learner, asked))
     return predicted

@@ -16,11 +16,11 @@ from typing import Final
 import numpy as np
 
 from benchmarks.core_run import CoreRun
+from benchmarks.learn import predict
 from benchmarks.measured import QUICK_SEEDS, REPORTING_SEEDS, Measured, over_seeds
 from benchmarks.worlds import BenchWorld, Ints
 from online.settings import OnlineSettings
-from simulator.settings import CatalogueSettings, SimulatorSettings
-from simulator.world import ShiftKind
+from simulator.settings import CatalogueSettings, ShiftKind, SimulatorSettings
 from state.store import Store
 
 MICRO_BATCH_ROWS: Final = 1_024
@@ -153,7 +153,7 @@ def _watch(run: ShiftRun, seed: int, course: CoreRun, world: BenchWorld, changed
     from sklearn.metrics import roc_auc_score
 
     categories = np.array(world.world.product_categories)
-    watched = _Watched(dict.fromkeys(dict.fromkeys(categories.tolist()), 0), [], {}, 0.0)
+    watched = _Watched(dict.fromkeys(categories.tolist(), 0), [], {}, 0.0)
     impressions = world.draw(run.n_after, np.random.default_rng([seed, 7]))
     for position, (batch, _, shifts) in enumerate(course.work_off(impressions)):
         for category, count in zip(*np.unique(categories[batch.products], return_counts=True), strict=True):
@@ -166,7 +166,9 @@ def _watch(run: ShiftRun, seed: int, course: CoreRun, world: BenchWorld, changed
                 watched.nmi.setdefault(category, []).append((watched.impressions[category], nmi))
     held_out = world.draw(run.n_held_out, np.random.default_rng([seed, 8]))
     held_out = held_out.take(~np.isin(categories[held_out.products], changed))
-    watched.auroc_others = float(roc_auc_score(held_out.clicks, course.predict(world.rows(held_out).rows)))
+    watched.auroc_others = float(
+        roc_auc_score(held_out.clicks, predict(course.core.learner, world.rows(held_out).rows))
+    )
     return watched
 
 

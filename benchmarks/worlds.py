@@ -14,16 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from online.attributes import AttributeSchema
-from online.encoders import feature_dims, load_encoders
+from online.encoders import feature_dims
 from online.features import FeatureBank
 from online.registry import Registry, read_image
 from online.rows import LabelledRows, Rows
 from online.settings import OnlineSettings
+from online.worker import LazyEncoders
 from simulator.attributes import ATTRIBUTES
-from simulator.settings import SimulatorSettings
+from simulator.settings import ShiftKind, SimulatorSettings
 from simulator.stage import Stage, set_stage
 from simulator.traffic import user_attributes
-from simulator.world import ShiftKind, World
+from simulator.world import World
 from state.store import ChangeSet
 from streams.events import Product
 
@@ -79,22 +80,21 @@ class BenchWorld:
         self.codes = self.schema.encode_many(known)  # (U, N)
         self._known = np.array([[name in values for name in ATTRIBUTES] for values in known])  # (U, 20)
         self.bank = FeatureBank(*feature_dims(online.encoders))
-        text, image = load_encoders(online.encoders)
-        self.registry = Registry(lambda: text, lambda: image, read_image, self.bank)
+        encoders = LazyEncoders(online.encoders)
+        self.registry = Registry(encoders.text, encoders.image, read_image, self.bank)
         for product in self.stage.products:
             event = Product(
                 product_id=product.product_id, title=product.title, updated_at_ms=START_MS, category=product.category
             )
             self.registry.put_product(event, ChangeSet())
         styles: list[Floats] = []
-        self.creative_numbers: list[Ints] = []
         self.creative_ids: list[str] = []
         for creatives in self.stage.creatives:
-            self.creative_numbers.append(np.arange(len(styles), len(styles) + len(creatives)))
             for creative in creatives:
                 self.registry.put_creative(creative.event(START_MS), START_MS, ChangeSet())
                 self.creative_ids.append(creative.creative_id)
                 styles.append(creative.style)
+        self.creative_numbers = [self.registry.creative_numbers[product] for product in range(self.n_products)]
         self.styles = np.stack(styles)  # (C, 8)
 
     def shifted(self, categories: Sequence[str], kind: ShiftKind) -> BenchWorld:
@@ -142,10 +142,12 @@ class BenchWorld:
         mean over the segments as probable as the other attributes make them.
         """
         chances = np.zeros(len(impressions))
+        by_category = {
+            category: self.world.segment_chances(category, self._known) for category in self.world.categories
+        }
         for product in range(self.n_products):
             of_product = impressions.products == product
-            category = self.world.product_categories[product]
-            segments = self.world.segment_chances(category, self._known)[impressions.users[of_product]]  # (b, S)
+            segments = by_category[self.world.product_categories[product]][impressions.users[of_product]]  # (b, S)
             column = impressions.creatives[of_product] - self.creative_numbers[product][0]
             chances[of_product] = (segments * self.segment_ctrs(product).T[column]).sum(axis=1)
         return chances

@@ -176,9 +176,7 @@ class OnlineCore:
             return
         self.grouping.set_p_value(product_id, interaction_p_value(impressions[filled], clicks[filled]))
 
-    def table(
-        self, product_id: str, *, live: bool
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], list[str]]:
+    def table(self, product_id: str, *, live: bool) -> tuple[Floats, Floats, list[str]]:
         """Return impressions and clicks of a product's present groups, (G, C), and the creatives' ids."""
         groups = self.grouping.groups_of(product_id)
         assert groups is not None

@@ -54,6 +54,11 @@ class _Product:
     group_ids: list[int]
     n_since_refresh: int = 0
 
+    def nearest_groups(self, embedded: Floats) -> npt.NDArray[np.int64]:
+        if self.k == 1:
+            return np.full(len(embedded), self.group_ids[0], np.int64)
+        return np.asarray(self.group_ids)[assign(embedded, self.clustering.centroids[self.k])]
+
 
 class Grouping:
     """Groups of all products.
@@ -84,7 +89,6 @@ class Grouping:
         self._products: dict[str, _Product] = {}
         self._encoders: dict[int, Encoder] = {}
         self._new_weights: dict[int, bytes] = {}
-        self._old_versions: list[int] = []
         self._changed_groups: dict[str, None] = {}
         self._changed_clusterings: dict[str, None] = {}
         self.version = 0
@@ -177,11 +181,7 @@ class Grouping:
             )
             product.n_since_refresh += len(rows)
             self._changed_clusterings[product_id] = None
-            if product.k == 1:
-                group_ids[rows] = product.group_ids[0]
-            else:
-                labels = assign(embedded[rows], product.clustering.centroids[product.k])
-                group_ids[rows] = np.asarray(product.group_ids)[labels]
+            group_ids[rows] = product.nearest_groups(embedded[rows])
         return group_ids
 
     def _embed(
@@ -205,11 +205,11 @@ class Grouping:
     ) -> npt.NDArray[np.int64]:
         """Return the present group of users of a product, (B,), from their attributes alone; nothing is learnt."""
         product = self._products.get(product_id)
-        if product is None or product.k == 1:
-            return np.full(len(attributes), 0 if product is None else product.group_ids[0], np.int64)
-        numbers = np.full(len(attributes), product_number, np.int64)
-        embedded = self._encoders[product.groups.encoder_version].embed_many(numbers, attributes)
-        return np.asarray(product.group_ids)[assign(embedded, product.clustering.centroids[product.k])]
+        if product is None:
+            return np.zeros(len(attributes), np.int64)
+        rows = np.zeros(len(attributes), np.int64)
+        numbers = np.array([product_number])
+        return product.nearest_groups(self._embed(numbers, [product_id], rows, numbers[rows], attributes))
 
     def _version_of(self, product_id: str) -> int:
         product = self._products.get(product_id)

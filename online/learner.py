@@ -30,7 +30,6 @@ Predictions = npt.NDArray[np.float32]
 AVERAGED_SHARE = 1 / 8
 """Share of the steps so far over which the weights that are used are averaged, until that is ``ema_steps``."""
 
-
 REVIEWED_ROWS = (1_500, 2_100, 3_000, 4_200, 6_000, 8_500, 12_000, 17_000, 24_000)
 """Rows since a change of tastes at which it is asked whether another attribute decides them now."""
 
@@ -179,10 +178,7 @@ class PreferenceLearner:
             return np.zeros(0, np.float32), np.zeros(0, np.float32)
         model = self._average_model
         with torch.inference_mode():
-            e_t, titles, e_ut = self._embed(model, rows)
-            logits, value, images = self._score(model, rows, e_t, titles, e_ut)
-            means = self._mean_values(model, rows.products, creatives_of)  # (P, D)
-            preference = (model.tastes(e_ut, e_t, titles) * (value[images] - means[titles])).sum(dim=-1)  # (B,)
+            logits, _, preference = self._preferences(model, rows, creatives_of)
         return np.asarray(torch.sigmoid(logits).numpy(), np.float32), np.asarray(preference.numpy(), np.float32)
 
     def learn_many(self, labelled: LabelledRows) -> None:
@@ -245,8 +241,8 @@ class PreferenceLearner:
             best = int(relevance.argmax())
             chosen = self._chosen(review.products)
             titles = self._bank.titles()
-            heeded = self._model.heeded_fields(titles[chosen]).mode().values
-            if best == int(heeded) or relevance[best] < max(MIN_RELEVANCE, relevance[int(heeded)] + MIN_RELEVANCE / 2):
+            heeded = int(self._model.heeded_fields(titles[chosen]).mode().values)
+            if best == heeded or relevance[best] < max(MIN_RELEVANCE, relevance[heeded] + MIN_RELEVANCE / 2):
                 continue
             idle = self._model.idle_fields(titles[~chosen])
             for model in (self._model, self._average_model):
@@ -260,23 +256,24 @@ class PreferenceLearner:
     ) -> npt.NDArray[np.float64]:
         model, rows = self._average_model, labelled.rows
         with torch.inference_mode():
-            e_t, titles, e_ut = self._embed(model, rows)
-            logits, value, images = self._score(model, rows, e_t, titles, e_ut)
-            own = value[images] - self._mean_values(model, rows.products, creatives_of)[titles]  # (B, D)
-            without = logits - (model.tastes(e_ut, e_t, titles) * own).sum(dim=-1)
-            residuals = torch.from_numpy(labelled.clicks) - torch.sigmoid(without)
+            logits, own, preference = self._preferences(model, rows, creatives_of)
+            residuals = torch.from_numpy(labelled.clicks) - torch.sigmoid(logits - preference)  # (B,)
         return attribute_relevance(residuals.double().numpy(), own.double().numpy(), rows.attributes, self._shape[0])
 
-    def _mean_values(
-        self, model: PreferenceModel, products: npt.NDArray[np.int64], creatives_of: Mapping[int, npt.NDArray[np.int64]]
-    ) -> Tensor:
-        """Return the mean of the image values of each distinct product's creatives, (P, D)."""
-        return torch.stack(
+    def _preferences(
+        self, model: PreferenceModel, rows: Rows, creatives_of: Mapping[int, npt.NDArray[np.int64]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return click logits (B,), image values less their product mean (B, D), and preferences for them (B,)."""
+        e_t, titles, e_ut = self._embed(model, rows)
+        logits, value, images = self._score(model, rows, e_t, titles, e_ut)
+        means = torch.stack(
             [
                 model.image_value(model.embed_images(self._bank.images(creatives_of[int(product)]))).mean(dim=0)
-                for product in np.unique(products)
+                for product in np.unique(rows.products)
             ]
-        )
+        )  # (P, D)
+        own = value[images] - means[titles]  # (B, D)
+        return logits, own, (model.tastes(e_ut, e_t, titles) * own).sum(dim=-1)
 
     def _embed(self, model: PreferenceModel, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
         """Return e_t of the distinct products (P, D), each row's among them (B,), and e_{u|t} (B, D)."""

@@ -100,6 +100,10 @@ class TrafficSettings(BaseModel):
         return self
 
 
+ShiftKind = Literal["swap", "driver"]
+"""How tastes change: segments exchange theirs, or another attribute decides them."""
+
+
 class ShiftSettings(BaseModel):
     """The change of tastes on the way."""
 
@@ -108,7 +112,7 @@ class ShiftSettings(BaseModel):
     at: float = Field(0.5, description="share of the impressions after which tastes change", gt=0, le=1)
     n_categories: int = Field(2, description="categories whose tastes change; 0 for none", ge=0)
     categories: tuple[str, ...] = Field((), description="the categories by name; empty: drawn by the seed")
-    kind: Literal["swap", "driver"] = Field(
+    kind: ShiftKind = Field(
         "swap", description="`swap`: segments exchange their tastes; `driver`: another attribute decides them"
     )
 

@@ -8,7 +8,7 @@ All truths (best policies, their CTR) can be had exactly, by enumerating the pop
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from generator.prompt import Prompt
-    from simulator.settings import WorldSettings
+    from simulator.settings import ShiftKind, WorldSettings
 
 N_STYLE_DIMS: Final = 8
 """Length of a style vector."""
@@ -31,9 +31,6 @@ SLOT_WEIGHTS: Final[dict[str, float]] = {"scene": 1.0, "palette": 0.8, "light": 
 
 STYLE_SPREAD: Final = float(np.sqrt(sum(w * w for w in SLOT_WEIGHTS.values()) / N_STYLE_DIMS))
 """Standard deviation of a style along any one direction, over prompts drawn uniformly."""
-
-ShiftKind = Literal["swap", "driver"]
-"""How tastes change: segments exchange theirs, or another attribute decides them."""
 
 _STYLE_SEED: Final = 20_250_601  # styles belong to the words, not to a run: every world sees prompts alike
 _MAX_P_CLICK: Final = 0.6

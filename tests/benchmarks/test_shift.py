@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.core_run import CoreRun
+from benchmarks.learn import predict
 from benchmarks.measured import Measured
 from benchmarks.shift import KINDS, ShiftRun, bench_shift
 from benchmarks.worlds import BenchWorld
@@ -49,7 +50,7 @@ def test_a_branch_goes_on_as_the_run_that_was_saved(
     for (_, groups, _), (_, again, _) in zip(run.work_off(rest), branch.work_off(rest), strict=True):
         assert np.array_equal(groups, again)
     asked = world.rows(rest).rows
-    assert np.array_equal(run.predict(asked), branch.predict(asked))
+    assert np.array_equal(predict(run.core.learner, asked), predict(branch.core.learner, asked))
     users = np.arange(200)
     for product in range(world.n_products):
         assert np.array_equal(run.groups(product, users), branch.groups(product, users))
