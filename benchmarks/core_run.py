@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks.worlds import START_MS, BenchWorld, Impressions, Ints
 from online.core import OnlineCore
+from online.ctr import shrink
 from online.settings import OnlineSettings
 from online.shift import Shift
 from state.records import ImpressionRecord
@@ -101,6 +102,27 @@ class CoreRun:
         core.regroup(self._now_ms, self._n_batches)
         self._n_batches += 1
         return group_ids, shifts
+
+    def best_creatives(self, product: int) -> tuple[int, dict[int, int]]:
+        """Return a product's best creative for all, and for each group where groups differ: places among its creatives.
+
+        Best is by shrunk live CTR, as served.
+        """
+        product_id = self._world.registry.product_ids[product]
+        creative_ids = [self._world.creative_ids[number] for number in self._world.creative_numbers[product]]
+        groups = self.core.grouping.groups_of(product_id)
+        total = np.zeros((2, 1, len(creative_ids)))
+        for (_, creative_id), cell in self.core.counts.cells_of(product_id).items():
+            total[:, 0, creative_ids.index(creative_id)] += cell.live_impressions, cell.live_clicks
+        for_all = int(shrink(*total).ctr[0].argmax())
+        if groups is None or not groups.distinct:
+            return for_all, {}
+        impressions, clicks, shown_ids = self.core.table(product_id, live=True)
+        best = shrink(impressions, clicks).ctr.argmax(axis=1)
+        return for_all, {
+            group.group_id: creative_ids.index(shown_ids[column])
+            for group, column in zip(groups.groups, best.tolist(), strict=True)
+        }
 
     def groups(self, product: int, users: Ints) -> Ints:
         """Return the present groups of users for a product, (n,)."""

@@ -103,7 +103,7 @@ def _learn(run: LearnRun, seed: int, online: OnlineSettings) -> dict[str, float]
     asked = world.rows(held_out).rows
     learner = _learner(world, online, online.model)
     started_s = time.perf_counter()
-    _pass(learner, learnt)
+    _pass(learner, learnt, world)
     seconds = time.perf_counter() - started_s
 
     def auroc(scores: npt.ArrayLike) -> float:
@@ -128,10 +128,12 @@ def _micro_batches(rows: AnyRows) -> Iterator[AnyRows]:
         yield rows.take(slice(start, start + MICRO_BATCH_ROWS))
 
 
-def _pass(learner: PreferenceLearner, rows: LabelledRows) -> None:
+def _pass(learner: PreferenceLearner, rows: LabelledRows, world: BenchWorld) -> None:
     """Predict and learn every row once, in micro-batches, as the stream does."""
+    creatives_of, category_of = world.registry.creative_numbers, world.registry.categories
     for batch in _micro_batches(rows):
-        learner.predict_many(batch.rows)
+        p_click, preference = learner.predict_with_preference(batch.rows, creatives_of)
+        learner.search(batch, p_click, preference, creatives_of, category_of)
         learner.learn_many(batch)
 
 

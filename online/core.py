@@ -93,16 +93,19 @@ class OnlineCore:
         p_click, preference = self.learner.predict_with_preference(rows, self._registry.creative_numbers)
         self._metrics.update_many(clicks, p_click, now_ms)
         shifts = self._detect(labelled, rows, clicks, p_click, preference)
-        parts = [LabelledRows(rows, clicks, np.ones(len(rows), np.float32))]
+        new = LabelledRows(rows, clicks, np.ones(len(rows), np.float32))
+        parts = [new]
         if corrected:
             # The label "no click" is taken back, then the click is given: a signed pair of the same row.
             again = self._rows(corrected)
             ones = np.ones(len(again), np.float32)
             parts += [LabelledRows(again, 0 * ones, -ones), LabelledRows(again, ones, ones)]
+        categories = self._registry.categories
+        if labelled:
+            self.learner.search(new, p_click, preference, self._registry.creative_numbers, categories)
         self.learner.learn_many(LabelledRows.concatenate(parts))
-        self.learner.review(self._registry.creative_numbers)
         if shifts:
-            self.learner.relearn([self._registry.products[shift.product_id].number for shift in shifts])
+            self.learner.relearn([self._registry.products[shift.product_id].number for shift in shifts], categories)
         return shifts
 
     def _rows(self, records: list[ImpressionRecord]) -> Rows:

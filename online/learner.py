@@ -17,8 +17,8 @@ from torch import Tensor
 
 from online.features import FeatureBank
 from online.mismatch import WeightsMismatchError
-from online.model import FlatParameters, PreferenceModel, weight_decays
-from online.relevance import attribute_relevance
+from online.model import FlatParameters, Images, PreferenceModel, Titles, weight_decays
+from online.relevance import AttributeSearch
 from online.replay import Replay, pack_rows, unpack_rows
 from online.rows import LabelledRows, Rows
 from online.settings import ModelSettings, UserSpace
@@ -30,12 +30,6 @@ Predictions = npt.NDArray[np.float32]
 AVERAGED_SHARE = 1 / 8
 """Share of the steps so far over which the weights that are used are averaged, until that is ``ema_steps``."""
 
-REVIEWED_ROWS = (1_500, 2_100, 3_000, 4_200, 6_000, 8_500, 12_000, 17_000, 24_000)
-"""Rows since a change of tastes at which it is asked whether another attribute decides them now."""
-
-MIN_RELEVANCE = 5.0
-"""Standard deviations from which an attribute is believed to."""
-
 STRESS = 2.0
 """How many times a row counts whose product's tastes have changed lately."""
 
@@ -43,18 +37,11 @@ STRESSED_ROWS = 100_000
 """Rows of all products for which it does."""
 
 
-class Review(msgspec.Struct, array_like=True):
-    """Products whose tastes changed together, and how often it was asked what decides them now."""
-
-    products: list[int]
-    n_reviews: int = 0
-
-
 class LearnerHead(msgspec.Struct, array_like=True):
     """The learner's small numbers.
 
     ``replay_floors`` maps a product whose tastes have changed to its first replay block that counts, and
-    ``stressed_until`` to the number of learnt rows up to which its own weigh more; ``reviews`` are under way.
+    ``stressed_until`` to the number of learnt rows up to which its own weigh more.
     """
 
     n_parameters: int
@@ -63,7 +50,6 @@ class LearnerHead(msgspec.Struct, array_like=True):
     n_rows_learnt: int
     replay_floors: dict[int, int]
     stressed_until: dict[int, int]
-    reviews: list[Review]
 
 
 class Encoder:
@@ -93,12 +79,11 @@ class Encoder:
         """Return users as their products see them, (B, D) float32. Eq. 2."""
         distinct, index = np.unique(products, return_inverse=True)
         with torch.inference_mode():
-            e_t = self._model.embed_titles(self._bank.titles(distinct))  # (P, D)
-            embedded = self._model.embed_users(
-                torch.from_numpy(attributes.astype(np.int64)), e_t, torch.from_numpy(index)
-            )
+            titles = self._model.titles(self._bank.titles(distinct))
+            title_index = torch.from_numpy(index)
+            embedded = self._model.users(torch.from_numpy(attributes.astype(np.int64)), titles, title_index)
             if self._space == "taste":
-                embedded = self._model.tastes(embedded, e_t, torch.from_numpy(index))
+                embedded = self._model.tastes(embedded, titles, title_index)
         return np.asarray(embedded.numpy(), np.float32)
 
 
@@ -142,7 +127,8 @@ class PreferenceLearner:
         self._parameter.grad = self._flat.gradient
         self._optimizer = torch.optim.Adam([self._parameter], lr=settings.learning_rate, fused=True)
         self._replay = Replay(settings.replay_rows)
-        self._head = LearnerHead(len(self._flat.vector), 0, 0, 0, {}, {}, [])
+        self._search = AttributeSearch(cardinalities, bank)
+        self._head = LearnerHead(len(self._flat.vector), 0, 0, 0, {}, {})
         self._new_blocks: list[tuple[int, bytes]] = []
         self._dropped_blocks: list[int] = []
 
@@ -178,7 +164,7 @@ class PreferenceLearner:
             return np.zeros(0, np.float32), np.zeros(0, np.float32)
         model = self._average_model
         with torch.inference_mode():
-            logits, _, preference = self._preferences(model, rows, creatives_of)
+            logits, preference = self._preferences(model, rows, creatives_of)
         return np.asarray(torch.sigmoid(logits).numpy(), np.float32), np.asarray(preference.numpy(), np.float32)
 
     def learn_many(self, labelled: LabelledRows) -> None:
@@ -196,105 +182,88 @@ class PreferenceLearner:
         self._remember(labelled)
         self._head.n_rows_learnt += len(labelled)
 
-    def relearn(self, products: Sequence[int]) -> None:
+    def search(
+        self,
+        labelled: LabelledRows,
+        p_click: Predictions,
+        preference: Predictions,
+        creatives_of: Mapping[int, npt.NDArray[np.int64]],
+        category_of: Mapping[int, str | None],
+    ) -> None:
+        """Search for the attributes that decide the tastes of each category, and heed those that are found.
+
+        Parameters
+        ----------
+        labelled
+            Rows that have not been learnt yet.
+        p_click, preference
+            What `predict_with_preference` said of them, (B,).
+        creatives_of, category_of
+            The creatives and the category of each product, by registration number.
+        """
+        p = np.clip(p_click.astype(np.float64), 1e-6, 1 - 1e-6)
+        common = 1 / (1 + (1 - p) / p * np.exp(preference.astype(np.float64)))  # without any preference
+        for found in self._search.observe_many(labelled.rows, labelled.clicks - common, creatives_of, category_of):
+            fresh = self._fresh_model()
+            for model in (self._model, self._average_model):
+                model.heed(self._bank.titles(), self._chosen(found.products), found.field, fresh)
+
+    def relearn(self, products: Sequence[int], category_of: Mapping[int, str | None]) -> None:
         """Learn the tastes of products anew, for they have changed.
 
         Their rows so far stay out of replay, and new ones weigh more for a while. Attributes that no other product
-        heeds start afresh: the user embeddings that were right are wrong now. Later it is asked whether another
-        attribute decides these tastes; then their title gates are turned to it, for hardly any gradient comes
-        through a gate that is closed.
+        heeds start afresh, and it is searched again which attribute decides.
         """
         for product in products:
             self._head.replay_floors[product] = self._head.n_blocks
             self._head.stressed_until[product] = self._head.n_rows_learnt + STRESSED_ROWS
-        # A product that changes again is reviewed with those that it changes with now.
-        for review in self._head.reviews:
-            review.products = [product for product in review.products if product not in products]
-        self._head.reviews = [review for review in self._head.reviews if review.products]
-        self._head.reviews.append(Review(list(products)))
-        idle = self._model.idle_fields(self._bank.titles()[~self._chosen(products)])
-        self._start_afresh(idle, ~idle)
+        self._search.restart(products, category_of)
+        fresh = self._fresh_model()
+        for model in (self._model, self._average_model):
+            model.forget_idle(self._bank.titles(), self._chosen(products), fresh)
 
     def _chosen(self, products: Sequence[int]) -> Tensor:
         chosen = torch.zeros(len(self._bank.titles()), dtype=torch.bool)
         chosen[torch.tensor(list(products))] = True
         return chosen
 
-    def _start_afresh(self, fields: Tensor, like: Tensor) -> None:
+    def _fresh_model(self) -> PreferenceModel:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed + self._head.n_steps)
-            fresh = self.new_model()
-        for model in (self._model, self._average_model):
-            model.start_afresh(fresh, fields, like)
-
-    def review(self, creatives_of: Mapping[int, npt.NDArray[np.int64]]) -> None:
-        """Turn products whose tastes have changed to the attribute that decides them now, once it is plain.
-
-        ``creatives_of`` names the creatives by product (registration numbers).
-        """
-        for review in self._head.reviews:
-            rows = self._replay.rows_of(review.products, self._head.replay_floors)
-            if len(rows) < REVIEWED_ROWS[review.n_reviews]:
-                continue
-            review.n_reviews += 1
-            relevance = self._relevance(rows, creatives_of)
-            best = int(relevance.argmax())
-            chosen = self._chosen(review.products)
-            titles = self._bank.titles()
-            heeded = int(self._model.heeded_fields(titles[chosen]).mode().values)
-            if best == heeded or relevance[best] < max(MIN_RELEVANCE, relevance[heeded] + MIN_RELEVANCE / 2):
-                continue
-            idle = self._model.idle_fields(titles[~chosen])
-            for model in (self._model, self._average_model):
-                model.redirect_gates(titles, chosen, best)
-            self._start_afresh(idle & (torch.arange(len(idle)) == best), ~idle)
-            review.n_reviews = len(REVIEWED_ROWS)
-        self._head.reviews = [review for review in self._head.reviews if review.n_reviews < len(REVIEWED_ROWS)]
-
-    def _relevance(
-        self, labelled: LabelledRows, creatives_of: Mapping[int, npt.NDArray[np.int64]]
-    ) -> npt.NDArray[np.float64]:
-        model, rows = self._average_model, labelled.rows
-        with torch.inference_mode():
-            logits, own, preference = self._preferences(model, rows, creatives_of)
-            residuals = torch.from_numpy(labelled.clicks) - torch.sigmoid(logits - preference)  # (B,)
-        return attribute_relevance(residuals.double().numpy(), own.double().numpy(), rows.attributes, self._shape[0])
+            return self.new_model()
 
     def _preferences(
         self, model: PreferenceModel, rows: Rows, creatives_of: Mapping[int, npt.NDArray[np.int64]]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return click logits (B,), image values less their product mean (B, D), and preferences for them (B,)."""
-        e_t, titles, e_ut = self._embed(model, rows)
-        logits, value, images = self._score(model, rows, e_t, titles, e_ut)
+    ) -> tuple[Tensor, Tensor]:
+        """Return click logits and preferences, both (B,)."""
+        titles, title_index, e_ut = self._users(model, rows)
+        images, image_index = self._images(model, rows)
+        logits = model(e_ut, titles, title_index, images, image_index)
         means = torch.stack(
             [
-                model.image_value(model.embed_images(self._bank.images(creatives_of[int(product)]))).mean(dim=0)
+                model.images(self._bank.images(creatives_of[int(product)])).value.mean(dim=0)
                 for product in np.unique(rows.products)
             ]
         )  # (P, D)
-        own = value[images] - means[titles]  # (B, D)
-        return logits, own, (model.tastes(e_ut, e_t, titles) * own).sum(dim=-1)
+        own = images.value[image_index] - means[title_index]  # (B, D)
+        return logits, (model.tastes(e_ut, titles, title_index) * own).sum(dim=-1)
 
-    def _embed(self, model: PreferenceModel, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-        """Return e_t of the distinct products (P, D), each row's among them (B,), and e_{u|t} (B, D)."""
-        products, product_index = np.unique(rows.products, return_inverse=True)
-        titles = torch.from_numpy(product_index)
-        e_t = model.embed_titles(self._bank.titles(products))  # (P, D)
-        e_ut = model.embed_users(torch.from_numpy(rows.attributes.astype(np.int64)), e_t, titles)  # (B, D)
-        return e_t, titles, e_ut
+    def _users(self, model: PreferenceModel, rows: Rows) -> tuple[Titles, Tensor, Tensor]:
+        """Return the distinct products, each row's among them (B,), and e_{u|t} (B, D)."""
+        products, index = np.unique(rows.products, return_inverse=True)
+        title_index = torch.from_numpy(index)
+        titles = model.titles(self._bank.titles(products))
+        return titles, title_index, model.users(torch.from_numpy(rows.attributes.astype(np.int64)), titles, title_index)
 
-    def _score(
-        self, model: PreferenceModel, rows: Rows, e_t: Tensor, titles: Tensor, e_ut: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return click logits (B,), the distinct images' values (C, D), and each row's image among them (B,)."""
-        creatives, creative_index = np.unique(rows.creatives, return_inverse=True)
-        images = torch.from_numpy(creative_index)
-        e_v = model.embed_images(self._bank.images(creatives))  # (C, D)
-        value = model.image_value(e_v)  # (C, D)
-        return model(e_ut, e_t, titles, e_v, value, images), value, images
+    def _images(self, model: PreferenceModel, rows: Rows) -> tuple[Images, Tensor]:
+        """Return the distinct creatives, and each row's among them (B,)."""
+        creatives, index = np.unique(rows.creatives, return_inverse=True)
+        return model.images(self._bank.images(creatives)), torch.from_numpy(index)
 
     def _logits(self, model: PreferenceModel, rows: Rows) -> Tensor:
-        return self._score(model, rows, *self._embed(model, rows))[0]
+        titles, title_index, e_ut = self._users(model, rows)
+        logits: Tensor = model(e_ut, titles, title_index, *self._images(model, rows))
+        return logits
 
     def _step(self, labelled: LabelledRows) -> None:
         logits = self._logits(self._model, labelled.rows)
@@ -334,6 +303,7 @@ class PreferenceLearner:
 
     def write(self, changes: ChangeSet) -> None:
         """Write what has changed since the last call."""
+        self._search.write(changes)
         state = self._optimizer.state[self._parameter]
         changes.put(Table.LEARNER, b"head", msgspec.msgpack.encode(self._head))
         changes.put(Table.LEARNER, b"weights", self._flat.vector.numpy().tobytes())
@@ -364,6 +334,7 @@ class PreferenceLearner:
                 "exp_avg": _vector(txn, b"first_moment"),
                 "exp_avg_sq": _vector(txn, b"second_moment"),
             }
+        self._search.restore(txn)
         n_fields = len(self._shape[0])
         for key, block in txn.scan(Table.REPLAY):
             self._replay.append(split_number_key(key), unpack_rows(block, n_fields))

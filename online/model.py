@@ -10,8 +10,9 @@ over them is their value projection.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,13 +44,31 @@ class Standardise(nn.Module):
 
 MIN_DEVIATION = 1e-4
 
-RIDGE = 1e-3
+RIDGE = 0.3
+"""Ridge of the regression that tells products by their standardised titles; it leaves errors of a hundredth."""
+
+HEEDED_SHARE = 0.95
+"""Share of its weights that a product gives to the attribute that has been found to decide."""
 
 IDLE_WEIGHT = 0.5
 """Weight below which a product does not heed an attribute; 1 is the mean of all attributes."""
 
 PRIOR_LOGIT = -3.0
 """Logit that learning starts from: a CTR of about 5%."""
+
+
+class Titles(NamedTuple):
+    """Products as their titles describe them: ``e_t`` (P, D), and how much each heeds every attribute, (P, N)."""
+
+    e_t: Tensor
+    field_weights: Tensor
+
+
+class Images(NamedTuple):
+    """Creatives as their images show them: ``e_v`` and ``value``, both (C, D)."""
+
+    e_v: Tensor
+    value: Tensor
 
 
 class PreferenceModel(nn.Module):
@@ -87,6 +106,10 @@ class PreferenceModel(nn.Module):
         self.title = nn.Sequential(nn.LayerNorm(title_dim), nn.Linear(title_dim, d))
         self.image = nn.Sequential(nn.LayerNorm(image_dim), nn.Linear(image_dim, d))
         self.field_gate = nn.Linear(d, n_fields)
+        # What has been found about which attribute decides, beside what the gate learns; no gradient moves it.
+        self.evidence = nn.Linear(title_dim, n_fields).requires_grad_(False)
+        nn.init.zeros_(self.evidence.weight)
+        nn.init.zeros_(self.evidence.bias)
         self.title_value = nn.Linear(d, d)
         self.title_gate = nn.Linear(d, d)
         self.user_norm = nn.LayerNorm(d)
@@ -102,30 +125,123 @@ class PreferenceModel(nn.Module):
         nn.init.constant_(self.head_interaction.weight, d**-0.5)
         nn.init.constant_(self.head_title.bias, PRIOR_LOGIT)
 
-    def embed_titles(self, titles: Tensor) -> Tensor:
-        """Return e_t of title features: (P, title_dim) to (P, D). Eq. 1."""
-        embedded: Tensor = self.title(self.title_standard(titles))
-        return embedded
+    def titles(self, features: Tensor) -> Titles:
+        """Return e_t and attribute weights of title features, (P, title_dim). Eq. 1."""
+        standard = self.title_standard(features)
+        e_t = self.title(standard)  # (P, D)
+        logits = self.field_gate(e_t) + self.evidence(standard)  # (P, N)
+        return Titles(e_t, torch.softmax(logits, dim=-1) * len(self.cardinalities))
 
-    @torch.no_grad()
-    def idle_fields(self, titles: Tensor) -> Tensor:
-        """Return which attributes no product of some titles heeds, (N,) bool; titles are (P, title_dim)."""
-        weights = self._field_weights(self.embed_titles(titles))  # (P, N)
-        return (weights < IDLE_WEIGHT).all(dim=0)
+    def images(self, features: Tensor) -> Images:
+        """Return e_v and its value of image features, (C, image_dim). Eq. 1."""
+        e_v = self.image(self.image_standard(features))  # (C, D)
+        return Images(e_v, self.image_value(e_v))
 
-    @torch.no_grad()
-    def start_afresh(self, fresh: PreferenceModel, chosen: Tensor, like: Tensor) -> None:
-        """Embed and read some attributes as a new model does, on the scale of other attributes of this one.
-
-        The scale matters: gates multiply the attributes that are heeded many times, so that their embeddings are
-        small, and one of a new model's size among them would drown what the layers above know of the others.
+    def users(self, attributes: Tensor, titles: Titles, title_index: Tensor) -> Tensor:
+        """Return e_{u|t}, Eq. 2: users as these products see them, (B, D).
 
         Parameters
         ----------
+        attributes
+            Codes, (B, N) int64.
+        titles
+            The distinct products.
+        title_index
+            Each row's product among them, (B,) int64.
+        """
+        u = self.fields(attributes + self.field_starts)  # (B, N, d_field)
+        weighted = (u * titles.field_weights[title_index].unsqueeze(-1)).flatten(1)  # (B, N * d_field)
+        e_u = self.user_linear(weighted) + self.user(weighted)  # (B, D)
+        attended = self.title_value(titles.e_t)[title_index]  # (B, D): attention over one key is its value
+        embedded: Tensor = self.user_norm(e_u + torch.sigmoid(self.title_gate(e_u)) * attended)  # (B, D)
+        return embedded
+
+    def tastes(self, e_ut: Tensor, titles: Titles, title_index: Tensor) -> Tensor:
+        """Return what of e_{u|t} decides which images a user prefers, (B, D) to (B, D).
+
+        The user-by-image part of the logit is the product of this vector and the image's value: two users with
+        equal tastes prefer the same creatives, however much else the model knows apart about them.
+        """
+        turn = self.title_turn(titles.e_t) * self.head_interaction.weight  # (P, D)
+        tastes: Tensor = self.image_gate(e_ut) * turn[title_index]  # (B, D)
+        return tastes
+
+    def forward(self, e_ut: Tensor, titles: Titles, title_index: Tensor, images: Images, image_index: Tensor) -> Tensor:
+        """Return click logits, (B,): Eq. 3 and 4. ``image_index`` (B,) is each row's image among the distinct ones."""
+        logits: Tensor = (
+            self.head_title(titles.e_t)[title_index] + self.head_image(images.e_v)[image_index] + self.head_user(e_ut)
+        ).squeeze(-1) + (self.tastes(e_ut, titles, title_index) * images.value[image_index]).sum(dim=-1)  # (B,)
+        return logits
+
+    @torch.no_grad()
+    def heeded_fields(self, features: Tensor) -> Tensor:
+        """Return the attribute that each product heeds most, (P,) int64, of title features (P, title_dim)."""
+        heeded: Tensor = self.titles(features).field_weights.argmax(dim=1)
+        return heeded
+
+    @torch.no_grad()
+    def forget_idle(self, features: Tensor, changed: Tensor, fresh: PreferenceModel) -> None:
+        """Let attributes that no unchanged product heeds start afresh: what is known of them is wrong now.
+
+        Parameters
+        ----------
+        features
+            Title features of all products, (P, title_dim).
+        changed
+            Products whose tastes have changed, (P,) bool.
         fresh
-            The new model.
-        chosen, like
-            The attributes, and those whose scale they get, (N,) bool; without any of these they keep their own.
+            A new model.
+        """
+        idle = self._idle_fields(features[~changed])
+        self._start_afresh(fresh, idle, ~idle)
+
+    @torch.no_grad()
+    def heed(self, features: Tensor, chosen: Tensor, field: int, fresh: PreferenceModel) -> None:
+        """Let some products heed an attribute more than any other, because it has been found to decide.
+
+        What the title tells is changed as little as it can be so that the other products stay as they are (ridge
+        regression over all titles); a new product with a title like theirs is changed with them. An attribute that no
+        other product heeds is embedded afresh.
+
+        Parameters
+        ----------
+        features
+            Title features of all products, (P, title_dim).
+        chosen
+            The products, (P,) bool.
+        field
+            The attribute.
+        fresh
+            A new model.
+        """
+        standard = self.title_standard(features)
+        logits = self.field_gate(self.title(standard)) + self.evidence(standard)  # (P, N)
+        target = logits.clone()
+        rows = torch.nonzero(chosen)[:, 0]
+        heeded = logits[rows].argmax(dim=1)
+        target[rows, heeded], target[rows, field] = logits[rows, field], logits[rows, heeded]
+        others = target[rows]
+        others[:, field] = -torch.inf
+        least = others.logsumexp(dim=1) + math.log(HEEDED_SHARE / (1 - HEEDED_SHARE))
+        target[rows, field] = torch.maximum(target[rows, field], least)
+        inputs = torch.cat([standard, torch.ones(len(standard), 1)], dim=1).double()  # (P, title_dim + 1)
+        ridge = RIDGE * torch.eye(inputs.shape[1], dtype=inputs.dtype)
+        update = torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ (target - logits).double())
+        if bool((heeded != field).any()):
+            idle = self._idle_fields(features[~chosen])
+            self._start_afresh(fresh, idle & (torch.arange(len(idle)) == field), ~idle)
+        self.evidence.weight.add_(update[:-1].T.float())
+        self.evidence.bias.add_(update[-1].float())
+
+    def _idle_fields(self, features: Tensor) -> Tensor:
+        """Return which attributes no product of some titles heeds, (N,) bool."""
+        return (self.titles(features).field_weights < IDLE_WEIGHT).all(dim=0)
+
+    def _start_afresh(self, fresh: PreferenceModel, chosen: Tensor, like: Tensor) -> None:
+        """Embed and read some attributes, (N,) bool, as a new model does, on the scale of others of this one, ``like``.
+
+        The scale matters: gates multiply the attributes that are heeded many times, so that their embeddings are
+        small, and one of a new model's size among them would drown what the layers above know of the others.
         """
         if not bool(like.any()):
             like = chosen
@@ -140,93 +256,6 @@ class PreferenceModel(nn.Module):
         first = self.user[0]
         assert isinstance(first, nn.Linear)
         return self.user_linear, first
-
-    @torch.no_grad()
-    def heeded_fields(self, titles: Tensor) -> Tensor:
-        """Return the attribute that each product heeds most, (P,) int64."""
-        heeded: Tensor = self.field_gate(self.embed_titles(titles)).argmax(dim=1)
-        return heeded
-
-    @torch.no_grad()
-    def redirect_gates(self, titles: Tensor, changed: Tensor, field: int) -> None:
-        """Let some products heed an attribute as much as the one that they heed most now, and that one as little.
-
-        The gate is linear in e_t: this is its smallest change that leaves the other products as they are (ridge
-        regression over all titles).
-
-        Parameters
-        ----------
-        titles
-            Title features of all products, (P, title_dim).
-        changed
-            Which of them are to change, (P,) bool.
-        field
-            The attribute.
-        """
-        e_t = self.embed_titles(titles)  # (P, D)
-        logits = self.field_gate(e_t)  # (P, N)
-        target = logits.clone()
-        rows = torch.nonzero(changed)[:, 0]
-        heeded = logits[rows].argmax(dim=1)
-        target[rows, heeded], target[rows, field] = logits[rows, field], logits[rows, heeded]
-        inputs = torch.cat([e_t, torch.ones(len(e_t), 1)], dim=1).double()  # (P, D + 1)
-        ridge = RIDGE * torch.eye(inputs.shape[1], dtype=inputs.dtype)
-        update = torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ (target - logits).double())  # (D + 1, N)
-        self.field_gate.weight.add_(update[:-1].T.float())
-        self.field_gate.bias.add_(update[-1].float())
-
-    def embed_images(self, images: Tensor) -> Tensor:
-        """Return e_v of image features: (C, image_dim) to (C, D). Eq. 1."""
-        embedded: Tensor = self.image(self.image_standard(images))
-        return embedded
-
-    def embed_users(self, attributes: Tensor, e_t: Tensor, title_index: Tensor) -> Tensor:
-        """Return e_{u|t}, Eq. 2: the user as this product sees them, (B, D).
-
-        Parameters
-        ----------
-        attributes
-            Codes, (B, N) int64.
-        e_t
-            Title embeddings of the distinct products, (P, D).
-        title_index
-            Each row's product among them, (B,) int64.
-        """
-        weights = self._field_weights(e_t)  # (P, N)
-        u = self.fields(attributes + self.field_starts)  # (B, N, d_field)
-        weighted = (u * weights[title_index].unsqueeze(-1)).flatten(1)  # (B, N * d_field)
-        e_u = self.user_linear(weighted) + self.user(weighted)  # (B, D)
-        attended = self.title_value(e_t)[title_index]  # (B, D): attention over one key is its value
-        embedded: Tensor = self.user_norm(e_u + torch.sigmoid(self.title_gate(e_u)) * attended)  # (B, D)
-        return embedded
-
-    def _field_weights(self, e_t: Tensor) -> Tensor:
-        """Return how much products heed each attribute: (P, D) to (P, N), 1 on average."""
-        weights: Tensor = torch.softmax(self.field_gate(e_t), dim=-1) * len(self.cardinalities)
-        return weights
-
-    def tastes(self, e_ut: Tensor, e_t: Tensor, title_index: Tensor) -> Tensor:
-        """Return what of e_{u|t} decides which images a user prefers, (B, D) to (B, D).
-
-        The user-by-image part of the logit is the product of this vector and the image's value: two users with
-        equal tastes prefer the same creatives, however much else the model knows apart about them.
-        """
-        turn = self.title_turn(e_t) * self.head_interaction.weight  # (P, D)
-        tastes: Tensor = self.image_gate(e_ut) * turn[title_index]  # (B, D)
-        return tastes
-
-    def forward(
-        self, e_ut: Tensor, e_t: Tensor, title_index: Tensor, e_v: Tensor, value: Tensor, image_index: Tensor
-    ) -> Tensor:
-        """Return click logits, (B,): Eq. 3 and 4.
-
-        ``e_v`` (C, D) are the distinct images, ``value`` (C, D) their ``image_value``, and ``image_index`` (B,) each
-        row's among them.
-        """
-        logits: Tensor = (
-            self.head_title(e_t)[title_index] + self.head_image(e_v)[image_index] + self.head_user(e_ut)
-        ).squeeze(-1) + (self.tastes(e_ut, e_t, title_index) * value[image_index]).sum(dim=-1)  # (B,)
-        return logits
 
 
 def _scaled(weights: Tensor, like: Tensor) -> Tensor:
@@ -255,10 +284,12 @@ class FlatParameters:
 
 
 def weight_decays(model: PreferenceModel, settings: ModelSettings) -> Tensor:
-    """Return the weight decay of every parameter, flat: none for biases, norms and the features' constants."""
+    """Return the weight decay of every parameter, flat: none for biases, norms and what no gradient moves."""
     decays = []
     for name, parameter in model.named_parameters():
         of_user = name.split(".")[0] in model.USER_LAYERS
         decay = settings.user_weight_decay if of_user else settings.weight_decay
-        decays.append(torch.full((parameter.numel(),), decay if parameter.dim() > 1 else 0.0))
+        decays.append(
+            torch.full((parameter.numel(),), decay if parameter.dim() > 1 and parameter.requires_grad else 0.0)
+        )
     return torch.cat(decays)

@@ -72,6 +72,7 @@ class Registry:
         self.products: dict[str, ProductRecord] = {}
         self.creatives: dict[tuple[str, str], CreativeRecord] = {}
         self.product_ids: dict[int, str] = {}
+        self.categories: dict[int, str | None] = {}
         self.creative_numbers: dict[int, npt.NDArray[np.int64]] = {}
 
     def restore(self, txn: ReadTransaction) -> None:
@@ -86,6 +87,7 @@ class Registry:
     def _add_product(self, record: ProductRecord) -> None:
         self.products[record.product_id] = record
         self.product_ids[record.number] = record.product_id
+        self.categories[record.number] = record.category
         self._bank.put_title(record.number, record.title_features)
 
     def _add_creative(self, record: CreativeRecord) -> None:

@@ -1,64 +1,321 @@
-"""Relevance: which attribute decides what users prefer, found from clicks without learning it first."""
+"""Relevance: which attribute decides what users prefer, found from clicks without learning it first.
+
+A preference model takes long to find the attribute by gradients: through a gate that is nearly flat, or closed after
+a change of tastes, hardly any comes. A score test of every attribute against every direction in which images differ
+needs some hundred clicks of a category. Its sums are taken from residuals of predictions made before learning, along
+directions that nothing has learnt, so that it cannot confirm what the model learnt by chance.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from online.features import FeatureBank
+from online.rows import Rows
+from state.records import SEPARATOR
+from state.store import ChangeSet, ReadTransaction, Table
+
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
-N_DIRECTIONS = 8
-"""Directions of image values that are looked at: those along which the shown creatives differ most."""
+N_DIRECTIONS = 24
+"""Directions of images that are looked at: those along which the creatives of a product differ most."""
 
-MIN_USERS = 20
-"""Rows with a value of an attribute below which the value is left out."""
+N_FITTED_CREATIVES = 8_192
+"""Creatives, at most, from which the directions are taken."""
+
+MIN_VALUE_CLICKS = 8.0
+"""Expected clicks of an attribute's value below which the value is left out."""
+
+ASKED_CLICKS = (240, 340, 480, 680, 960, 1_360, 1_920, 2_700)
+"""Clicks of a search at which its sums are looked at; after the last it ends."""
+
+MIN_RELEVANCE = 4.5
+"""Standard deviations from which an attribute is believed to decide, ..."""
+
+MIN_LEAD = 2.0
+"""... if it is as many ahead of every other."""
 
 
-def attribute_relevance(
-    residuals: Floats, values: Floats, attributes: npt.NDArray[np.uint8], cardinalities: Sequence[int]
+@dataclass(frozen=True)
+class Finding:
+    """An attribute, by its place among them, that decides the tastes for some products (registration numbers)."""
+
+    products: list[int]
+    field: int
+
+
+class Sums(msgspec.Struct, array_like=True):
+    """What one search has added up; Q directions, V values of all attributes together.
+
+    ``products`` are those whose rows count, by registration number. ``scores`` and ``squares`` (Q,) are sums over
+    rows, ``by_value`` (V, Q) and ``counts`` (V,) over those with each value: float64 bytes.
+    """
+
+    products: list[int]
+    since_change: bool
+    n_asked: int = 0
+    n_rows: int = 0
+    n_clicks: int = 0
+    scores: bytes = b""
+    squares: bytes = b""
+    by_value: bytes = b""
+    counts: bytes = b""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the search is over."""
+        return self.n_asked == len(ASKED_CLICKS)
+
+    def start_anew(self) -> None:
+        """Forget what was added up."""
+        self.n_asked = self.n_rows = self.n_clicks = 0
+        self.scores = self.squares = self.by_value = self.counts = b""
+
+
+def relevance(
+    scores: Floats, squares: Floats, by_value: Floats, counts: Floats, ctr: float, cardinalities: Sequence[int]
 ) -> Floats:
     """Return how far each attribute's values differ in which images are clicked, in standard deviations, (N,).
 
-    It is a score test of the interaction between the attribute and the image: 0 on average for an attribute that
-    does not matter, and growing with the square root of the rows for one that does. An attribute that goes with
-    the one that matters (age with child age) shows a part of it.
+    It is a score test of the interaction between attribute and image: 0 on average for an attribute that does not
+    matter, and growing with the square root of the rows for one that does. An attribute that goes with the one that
+    matters (age with child age) shows a part of it.
 
     Parameters
     ----------
-    residuals
-        Click less its predicted probability without any preference, (B,).
-    values
-        What the preference model sees in each row's image, less the mean of the product's images, (B, D).
-    attributes
-        Codes, (B, N).
+    scores, squares
+        Sums over rows of (residual of the click) x (image along a direction), and of its square, (Q,).
+    by_value, counts
+        The same sums, and the rows, by value of the attributes one after the other, (V, Q) and (V,).
+    ctr
+        Clicks by impressions.
     cardinalities
-        Number of codes of each attribute.
+        Number of values of each attribute; their sum is V.
     """
-    scores = residuals[:, None] * (values @ _directions(values))  # (B, Q)
-    scores -= scores.mean(axis=0)
-    deviation = scores.std(axis=0)
-    scores = scores[:, deviation > 0] / deviation[deviation > 0]
+    n_rows = counts[: cardinalities[0]].sum()
+    means = scores / n_rows  # (Q,)
+    variances = squares / n_rows - means**2
+    seen = variances > 0
     found = np.zeros(len(cardinalities))
+    start = 0
     for field, cardinality in enumerate(cardinalities):
-        counts = np.bincount(attributes[:, field], minlength=cardinality)
-        kept = counts >= MIN_USERS
-        n_free = (int(kept.sum()) - 1) * scores.shape[1]
+        rows = slice(start, start + cardinality)
+        start += cardinality
+        kept = counts[rows] * ctr >= MIN_VALUE_CLICKS
+        n_free = (int(kept.sum()) - 1) * int(seen.sum())
         if n_free <= 0:
             continue
-        sums = np.stack(
-            [np.bincount(attributes[:, field], weights=column, minlength=cardinality) for column in scores.T], axis=1
-        )  # (V, Q)
-        statistic = float((sums[kept] ** 2 / counts[kept, None]).sum())
+        n = counts[rows][kept, None]
+        excess = by_value[rows][kept][:, seen] - n * means[seen]  # (V, Q)
+        statistic = float((excess**2 / (n * variances[seen])).sum())
         found[field] = (statistic - n_free) / np.sqrt(2 * n_free)
     return found
 
 
-def _directions(values: Floats) -> Floats:
-    """Return the directions along which values (B, D) differ most, scaled to unit spread, (D, Q)."""
-    spread = values.T @ values / len(values)  # (D, D)
-    variances, vectors = np.linalg.eigh(spread)
-    chosen = np.flatnonzero(variances > 1e-9 * max(variances[-1], 1e-30))[-N_DIRECTIONS:]
-    directions: Floats = vectors[:, chosen] / np.sqrt(variances[chosen])
-    return directions
+class AttributeSearch:
+    """Searches, for every category, which attribute decides its tastes; of a product without category, for itself.
+
+    Parameters
+    ----------
+    cardinalities
+        Number of codes of each attribute.
+    bank
+        The images' features.
+    """
+
+    def __init__(self, cardinalities: Sequence[int], bank: FeatureBank) -> None:
+        self._cardinalities = tuple(cardinalities)
+        self._starts = np.cumsum([0, *self._cardinalities[:-1]])
+        self._bank = bank
+        self._directions = np.zeros((0, 0), np.float32)
+        self._n_fitted = 0
+        self._searches: dict[bytes, Sums] = {}
+        self._search_of: dict[int, bytes] = {}
+        self._n_products = 0
+        self._changed: dict[bytes, None] = {}
+        self._new_directions = False
+
+    def observe_many(
+        self,
+        rows: Rows,
+        residuals: Floats,
+        creatives_of: Mapping[int, Ints],
+        category_of: Mapping[int, str | None],
+    ) -> list[Finding]:
+        """Take in rows; return what was found by now.
+
+        Parameters
+        ----------
+        rows, residuals
+            Labelled rows that have not been learnt yet, and click less its predicted probability without any
+            preference, (B,).
+        creatives_of, category_of
+            The creatives and the category of each product, by registration number.
+        """
+        self._admit(category_of)
+        self._fit(creatives_of)
+        scores = residuals[:, None] * self._values(rows, creatives_of)  # (B, Q)
+        findings = []
+        products, index = np.unique(rows.products, return_inverse=True)
+        for key, positions in self._by_search(products).items():
+            search = self._searches[key]
+            chosen = np.isin(index, positions)
+            self._add(search, scores[chosen], rows.attributes[chosen], int((residuals[chosen] > 0).sum()))
+            self._changed[key] = None
+            if search.n_clicks >= ASKED_CLICKS[search.n_asked]:
+                findings += self._ask(search)
+        return findings
+
+    def restart(self, products: Iterable[int], category_of: Mapping[int, str | None]) -> None:
+        """Search anew for products whose tastes have changed, each together with those of its category."""
+        for product in products:
+            key = _key(product, category_of[product])
+            search = self._searches.get(key)
+            if search is None or search.ended or not search.since_change:
+                for other in [] if search is None else search.products:
+                    self._search_of.pop(other, None)
+                search = self._searches[key] = Sums([], since_change=True)
+            self._include(product, key)
+
+    def _include(self, product: int, key: bytes) -> None:
+        if self._search_of.get(product) != key:
+            self._searches[key].products.append(product)
+            self._search_of[product] = key
+            self._changed[key] = None
+
+    def _admit(self, category_of: Mapping[int, str | None]) -> None:
+        """Search for new products with their category; tastes of a product without one are not searched at first."""
+        for product in range(self._n_products, len(category_of)):
+            category = category_of[product]
+            if category is None:
+                continue
+            key = _key(product, category)
+            search = self._searches.setdefault(key, Sums([], since_change=False))
+            if not search.since_change and not search.ended:
+                self._include(product, key)
+        self._n_products = len(category_of)
+
+    def _by_search(self, products: Ints) -> dict[bytes, list[int]]:
+        """Return the searches that go on, and the places of their products among some."""
+        found: dict[bytes, list[int]] = {}
+        for position, product in enumerate(products.tolist()):
+            key = self._search_of.get(product)
+            if key is not None and not self._searches[key].ended:
+                found.setdefault(key, []).append(position)
+        return found
+
+    def _fit(self, creatives_of: Mapping[int, Ints]) -> None:
+        """Choose the directions; again when there are twice as many creatives, and all searches start anew then."""
+        n_creatives = sum(len(numbers) for numbers in creatives_of.values())
+        if n_creatives < 2 * self._n_fitted or not n_creatives:
+            return
+        step = -(-n_creatives // N_FITTED_CREATIVES)
+        chosen = [numbers for product, numbers in sorted(creatives_of.items()) if product % step == 0]
+        images = self._bank.images(np.concatenate(chosen)).double().numpy()  # (C, D)
+        starts = np.cumsum([0, *(len(numbers) for numbers in chosen[:-1])])
+        sizes = np.array([len(numbers) for numbers in chosen])
+        deviation = images.std(axis=0)
+        images = images / np.where(deviation > 1e-4, deviation, 1.0)
+        own = images - np.repeat(np.add.reduceat(images, starts) / sizes[:, None], sizes, axis=0)
+        variances, vectors = np.linalg.eigh(own.T @ own)
+        best = np.flatnonzero(variances > 1e-9 * max(variances[-1], 1e-30))[-N_DIRECTIONS:]
+        directions = vectors[:, best] / np.where(deviation > 1e-4, deviation, 1.0)[:, None]
+        self._directions = directions.astype(np.float32)
+        self._n_fitted = n_creatives
+        self._new_directions = True
+        for key, search in self._searches.items():
+            if not search.ended:
+                search.start_anew()
+                self._changed[key] = None
+
+    def _values(self, rows: Rows, creatives_of: Mapping[int, Ints]) -> Floats:
+        """Return each row's image along the directions, less the mean of its product's creatives, (B, Q)."""
+        products, index = np.unique(rows.products, return_inverse=True)
+        creatives = [creatives_of[product] for product in products.tolist()]
+        sizes = np.array([len(numbers) for numbers in creatives])
+        numbers = np.concatenate(creatives)
+        projected = (self._bank.images(numbers).numpy() @ self._directions).astype(np.float64)  # (C, Q)
+        means = np.add.reduceat(projected, np.cumsum(sizes) - sizes) / sizes[:, None]  # (P, Q)
+        order = np.argsort(numbers)
+        places = order[np.searchsorted(numbers[order], rows.creatives)]
+        values: Floats = projected[places] - means[index]
+        return values
+
+    def _add(self, search: Sums, scores: Floats, attributes: npt.NDArray[np.uint8], n_clicks: int) -> None:
+        n_values, n_directions = sum(self._cardinalities), scores.shape[1]
+        counts = _array(search.counts, n_values)
+        by_value = _array(search.by_value, n_values * n_directions).reshape(n_values, n_directions)
+        codes = attributes.astype(np.int64) + self._starts  # (B, N)
+        counts += np.bincount(codes.ravel(), minlength=n_values)
+        for direction in range(n_directions):
+            weights = np.repeat(scores[:, direction], codes.shape[1])
+            by_value[:, direction] += np.bincount(codes.ravel(), weights=weights, minlength=n_values)
+        search.counts, search.by_value = counts.tobytes(), by_value.tobytes()
+        search.scores = (_array(search.scores, n_directions) + scores.sum(axis=0)).tobytes()
+        search.squares = (_array(search.squares, n_directions) + (scores**2).sum(axis=0)).tobytes()
+        search.n_rows += len(scores)
+        search.n_clicks += n_clicks
+
+    def _ask(self, search: Sums) -> list[Finding]:
+        n_directions = self._directions.shape[1]
+        by_value = np.frombuffer(search.by_value).reshape(-1, n_directions)
+        found = relevance(
+            np.frombuffer(search.scores),
+            np.frombuffer(search.squares),
+            by_value,
+            np.frombuffer(search.counts),
+            search.n_clicks / search.n_rows,
+            self._cardinalities,
+        )
+        while not search.ended and search.n_clicks >= ASKED_CLICKS[search.n_asked]:
+            search.n_asked += 1
+        if search.ended:
+            search.scores = search.squares = search.by_value = search.counts = b""
+        ranked = np.argsort(found)
+        best, lead = found[ranked[-1]], found[ranked[-1]] - found[ranked[-2:][0]]
+        if best < MIN_RELEVANCE or (len(found) > 1 and lead < MIN_LEAD):
+            return []
+        return [Finding(list(search.products), int(ranked[-1]))]
+
+    def write(self, changes: ChangeSet) -> None:
+        """Write what has changed since the last call."""
+        for key in self._changed:
+            changes.put(Table.SEARCHES, key, msgspec.msgpack.encode(self._searches[key]))
+        if self._changed:
+            changes.put(Table.SEARCHES, _HEAD, msgspec.msgpack.encode((self._n_products, self._n_fitted)))
+        if self._new_directions:
+            changes.put(Table.SEARCHES, _DIRECTIONS, self._directions.tobytes())
+        self._changed.clear()
+        self._new_directions = False
+
+    def restore(self, txn: ReadTransaction) -> None:
+        """Continue from the state."""
+        head = txn.get(Table.SEARCHES, _HEAD)
+        if head is None:
+            return
+        self._n_products, self._n_fitted = msgspec.msgpack.decode(head, type=tuple[int, int])
+        directions = txn.get(Table.SEARCHES, _DIRECTIONS)
+        assert directions is not None
+        self._directions = np.frombuffer(directions, np.float32).reshape(self._bank.images().shape[1], -1)
+        for key, value in txn.scan(Table.SEARCHES, prefix=_SEARCH):
+            search = self._searches[key] = msgspec.msgpack.decode(value, type=Sums)
+            self._search_of |= dict.fromkeys(search.products, key)
+
+
+_HEAD, _DIRECTIONS, _SEARCH = b"head", b"directions", b"search" + SEPARATOR
+
+
+def _key(product: int, category: str | None) -> bytes:
+    if category is None:
+        return _SEARCH + b"product" + SEPARATOR + str(product).encode()
+    return _SEARCH + b"category" + SEPARATOR + category.encode()
+
+
+def _array(value: bytes, size: int) -> Floats:
+    return np.frombuffer(value).copy() if value else np.zeros(size)

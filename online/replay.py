@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -46,16 +45,6 @@ class Replay:
                 np.concatenate([np.full(len(rows), number) for number, rows in self._blocks]),
             )
         return self._all
-
-    def rows_of(self, products: Sequence[int], floors: dict[int, int]) -> LabelledRows:
-        """Return the rows of products, from each one's floor on."""
-        if not self._blocks:
-            return NO_ROWS
-        rows, numbers = self._rows()
-        chosen = np.zeros(len(rows), bool)
-        for product in products:
-            chosen |= (rows.rows.products == product) & (numbers >= floors.get(product, 0))
-        return rows.take(chosen)
 
     def sample(self, n_rows: int, floors: dict[int, int], rng: np.random.Generator) -> LabelledRows:
         """Return up to ``n_rows`` rows, drawn uniformly; those below their product's floor are left out."""

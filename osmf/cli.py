@@ -375,6 +375,7 @@ class Bench(StrEnum):
     LEARN = "learn"
     GROUP = "group"
     SHIFT = "shift"
+    VALUE = "value"
     RENDER = "render"
 
 
@@ -383,7 +384,8 @@ def bench(
     what: Annotated[
         Bench,
         typer.Argument(
-            help="stream: events/s; learn: AUROC in one pass; group: true groups; shift: changed tastes; render: ms."
+            help="stream: events/s; learn: AUROC in one pass; group: true groups; shift: changed tastes; "
+            "value: what groups are worth; render: ms."
         ),
     ],
     quick: Annotated[bool, typer.Option("--quick", help="Under a minute on two cores.")] = False,
@@ -396,6 +398,7 @@ def bench(
     from benchmarks.render import bench_render
     from benchmarks.shift import bench_shift
     from benchmarks.stream import bench_stream
+    from benchmarks.value import bench_value
 
     started_s = time.monotonic()
     match what:
@@ -407,6 +410,8 @@ def bench(
             measured = bench_group(quick=quick, seeds=seed)
         case Bench.SHIFT:
             measured = bench_shift(quick=quick, seeds=seed)
+        case Bench.VALUE:
+            measured = bench_value(quick=quick, seeds=seed)
         case Bench.RENDER:
             measured = bench_render(quick=quick)
     _show(_figures(f"bench {what.value}", measured, started_s), json)

@@ -15,7 +15,7 @@ from types import TracebackType
 
 import lmdb
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 """Version of the tables and record layouts; another version is refused, never guessed."""
 
 
@@ -35,6 +35,7 @@ class Table(StrEnum):
     LEARNER = "learner"
     ENCODERS = "encoders"
     REPLAY = "replay"
+    SEARCHES = "searches"
     ARMS = "arms"
     DETECTORS = "detectors"
     SHIFTS = "shifts"

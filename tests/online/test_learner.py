@@ -77,6 +77,16 @@ def learnt() -> Learnt:
     return Learnt(learn(learner(), draw(6_000, 1)))
 
 
+CATEGORIES: dict[int, str | None] = {0: "shoes", 1: "lamps"}
+
+
+def step_by_step(model: PreferenceLearner, labelled: LabelledRows) -> None:
+    """Predict, search and learn, as the stream does."""
+    p_click, preference = model.predict_with_preference(labelled.rows, of_products())
+    model.search(labelled, p_click, preference, of_products(), CATEGORIES)
+    model.learn_many(labelled)
+
+
 def of_products() -> dict[int, npt.NDArray[np.int64]]:
     return {p: np.arange(p * N_CREATIVES, (p + 1) * N_CREATIVES) for p in range(N_PRODUCTS)}
 
@@ -136,7 +146,7 @@ def test_tastes_are_what_decides_which_image_a_user_prefers(learnt: Learnt) -> N
     creatives_of = {product: np.unique(rows.creatives[rows.products == product]) for product in range(N_PRODUCTS)}
     _, preference = learnt.model.predict_with_preference(rows, creatives_of)
     with torch.inference_mode():
-        values = model.image_value(model.embed_images(bank().images())).numpy()  # (C, D)
+        values = model.images(bank().images()).value.numpy()  # (C, D)
     centred = np.stack(
         [values[c] - values[creatives_of[p]].mean(axis=0) for p, c in zip(rows.products, rows.creatives, strict=True)]
     )
@@ -167,10 +177,9 @@ def test_it_goes_on_from_the_state_bit_by_bit(tmp_path: Path) -> None:
             labelled = draw(150, 100 + step)
             changes = [ChangeSet(), ChangeSet()]
             for model, change in zip((undisturbed, restarted), changes, strict=True):
-                model.learn_many(labelled)
+                step_by_step(model, labelled)
                 if step == 2:
-                    model.relearn([1])
-                model.review(of_products())
+                    model.relearn([1], CATEGORIES)
                 model.write(change)
             assert list(changes[0]) == list(changes[1]), step
             store.commit(changes[1])
@@ -195,9 +204,6 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
 
 
 # --- Tastes that change
-
-LONG_REPLAY = SETTINGS.model_copy(update={"replay_rows": 20_000})
-"""A change is reviewed on the rows in replay since then."""
 
 
 def other_driver(n: int, seed: int) -> LabelledRows:
@@ -224,12 +230,11 @@ def heeded(model: PreferenceLearner) -> list[int]:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_another_attribute_that_decides_is_found_and_heeded(seed: int) -> None:
-    model = learn(learner(LONG_REPLAY, seed=seed), draw(12_000, 10 + seed))
+    model = learn(learner(seed=seed), draw(12_000, 10 + seed))
     assert heeded(model) == [0, 0]
-    model.relearn([1])
+    model.relearn([1], CATEGORIES)
     for step in range(40):
-        learn(model, other_driver(200, 1_000 + 100 * seed + step))
-        model.review(of_products())
+        step_by_step(model, other_driver(200, 1_000 + 100 * seed + step))
     assert heeded(model) == [0, 1]
     asked = other_driver(4_000, 99)
     assert auroc(model, asked, 0) > 0.7
@@ -237,11 +242,10 @@ def test_another_attribute_that_decides_is_found_and_heeded(seed: int) -> None:
 
 
 def test_the_attribute_stays_when_tastes_only_turn_round() -> None:
-    model = learn(learner(LONG_REPLAY), draw(12_000, 1))
-    model.relearn([0, 1])
+    model = learn(learner(), draw(12_000, 1))
+    model.relearn([0, 1], CATEGORIES)
     for step in range(40):
-        learn(model, draw(200, 1_000 + step, turned=True))
-        model.review(of_products())
+        step_by_step(model, draw(200, 1_000 + step, turned=True))
     assert heeded(model) == [0, 0]
     asked = draw(4_000, 98, turned=True)
     assert min(auroc(model, asked, product) for product in range(N_PRODUCTS)) > 0.7
@@ -249,5 +253,5 @@ def test_the_attribute_stays_when_tastes_only_turn_round() -> None:
 
 def test_rows_of_a_product_that_relearns_weigh_more() -> None:
     still, stressed = learn(learner(), draw(2_000, 1)), learn(learner(), draw(2_000, 1))
-    stressed.relearn([1])
+    stressed.relearn([1], CATEGORIES)
     assert still.average_weights() != learn(stressed, draw(64, 2)).average_weights()

@@ -68,14 +68,3 @@ def test_rows_round_trip_through_their_bytes(rows: list[tuple[int, int, bool, by
         assert (getattr(found.rows, name) == getattr(labelled.rows, name)).all()
     assert (found.clicks == labelled.clicks).all()
     assert (found.weights == 1).all()
-
-
-def test_rows_of_products_are_those_from_their_floors_on() -> None:
-    replay = Replay(1_000)
-    for number in range(4):
-        replay.append(number, LabelledRows.concatenate([block(3, 1, number), block(2, 2, number)]))
-    found = replay.rows_of([1], {1: 2, 2: 3})
-    assert sorted(found.rows.creatives.tolist()) == [2, 2, 2, 3, 3, 3]
-    assert len(replay.rows_of([1, 2], {1: 2})) == 2 * 3 + 4 * 2
-    assert len(replay.rows_of([7], {})) == 0
-    assert len(Replay(10).rows_of([1], {})) == 0

@@ -1,0 +1,123 @@
+"""Benchmark of value: what showing each group its best creative is worth, against the impressions seen.
+
+The whole core goes through a simulated world whose creatives are shown by chance. At some counts of impressions a
+product the creatives that it would show are rated by the true CTRs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.core_run import CoreRun
+from benchmarks.measured import QUICK_SEEDS, REPORTING_SEEDS, Measured, over_seeds
+from benchmarks.worlds import BenchWorld, Ints
+from online.settings import OnlineSettings
+from simulator.settings import CatalogueSettings, SimulatorSettings
+
+Floats = npt.NDArray[np.float64]
+
+MICRO_BATCH_ROWS: Final = 1_024
+
+_WORLD: Final = SimulatorSettings(catalogue=CatalogueSettings(n_products=48))
+
+
+@dataclass(frozen=True)
+class ValueRun:
+    """One world of the benchmark, and at how many impressions a product its choices are rated."""
+
+    world: SimulatorSettings
+    impressions_per_product: tuple[int, ...]
+
+
+def _world(*, mean_ctr: float, taste_strength: float) -> SimulatorSettings:
+    world = _WORLD.world.model_copy(update={"mean_ctr": mean_ctr, "taste_strength": taste_strength})
+    return _WORLD.model_copy(update={"world": world})
+
+
+RUNS: Final[Mapping[str, ValueRun]] = {
+    "": ValueRun(_world(mean_ctr=0.06, taste_strength=0.85), (300, 600, 1_250, 2_500, 6_250)),
+    "sparse_": ValueRun(_world(mean_ctr=0.015, taste_strength=0.85), (600, 1_250, 2_500, 6_250, 12_500)),
+    "flat_": ValueRun(_world(mean_ctr=0.06, taste_strength=0.0), (300, 1_250, 6_250)),
+}
+QUICK_RUNS: Final[Mapping[str, ValueRun]] = {
+    "": ValueRun(_world(mean_ctr=0.06, taste_strength=0.85), (300, 1_250)),
+}
+
+
+def bench_value(
+    *,
+    quick: bool,
+    seeds: Sequence[int] | None = None,
+    runs: Mapping[str, ValueRun] | None = None,
+    online: OnlineSettings | None = None,
+) -> Measured:
+    """Rate what the core would show after some impressions a product.
+
+    Metrics, those of the further worlds with their prefix (``sparse_``: 1.5% CTR, ``flat_``: no user differs), each
+    with the impressions a product at its end: ``group_share``, the uplift of showing every group its best creative by
+    shrunk live CTR over a uniform choice, as a share of the uplift of an oracle that knows each segment's best;
+    ``all_share``, the same for the best creative for all; ``excess``, the first less the second. ``oracle_uplift`` is
+    the oracle's relative uplift. Means over products are of CTRs, before the share is taken.
+
+    Parameters
+    ----------
+    quick
+        A shorter run of the first world, with one seed unless others are named.
+    seeds
+        Seeds of the worlds; default: the reporting seeds.
+    runs, online
+        Other worlds and settings; each world's seed is replaced by those of ``seeds``.
+    """
+    online = OnlineSettings() if online is None else online
+    chosen = runs or (QUICK_RUNS if quick else RUNS)
+    figures: dict[int, dict[str, float]] = {}
+    for seed in seeds or (QUICK_SEEDS if quick else REPORTING_SEEDS):
+        figures[seed] = {}
+        for prefix, run in chosen.items():
+            for name, value in _figures(run, seed, online):
+                figures[seed][prefix + name] = value
+    return over_seeds(figures)
+
+
+def _figures(run: ValueRun, seed: int, online: OnlineSettings) -> Iterator[tuple[str, float]]:
+    import torch
+
+    torch.set_num_threads(online.torch_threads)
+    world = BenchWorld(run.world.model_copy(update={"seed": seed}), online)
+    course = CoreRun(world, online, micro_batch_rows=MICRO_BATCH_ROWS)
+    rng = np.random.default_rng([seed, 9])
+    n_seen = 0
+    for per_product in run.impressions_per_product:
+        n_more = per_product * world.n_products - n_seen
+        for _ in course.work_off(world.draw(n_more, rng)):
+            pass
+        n_seen += n_more
+        rated = [_rate(course, world, product) for product in range(world.n_products)]
+        uniform, oracle, by_group, for_all = np.mean(rated, axis=0)
+        possible = oracle - uniform
+        yield f"group_share_{per_product}", (by_group - uniform) / possible
+        yield f"all_share_{per_product}", (for_all - uniform) / possible
+        yield f"excess_{per_product}", (by_group - for_all) / possible
+    yield "oracle_uplift", float(oracle / uniform - 1)
+
+
+def _rate(course: CoreRun, world: BenchWorld, product: int) -> tuple[float, float, float, float]:
+    """Return a product's expected CTR: uniform choice, oracle by segment, best by group, best for all."""
+    ctrs = world.segment_ctrs(product)  # (S, C)
+    users: Ints = np.arange(world.world.n_users)
+    segments = world.segments(product)  # (U,)
+    for_all, by_group = course.best_creatives(product)
+    chosen = np.full(len(users), for_all)
+    if by_group:
+        chosen = np.array([by_group.get(group, for_all) for group in course.groups(product, users).tolist()])
+    return (
+        float(ctrs.mean(axis=1)[segments].mean()),
+        float(ctrs.max(axis=1)[segments].mean()),
+        float(ctrs[segments, chosen].mean()),
+        float(ctrs[segments, for_all].mean()),
+    )
