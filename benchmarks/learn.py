@@ -19,7 +19,7 @@ from benchmarks.worlds import BenchWorld
 from online.encoders import feature_dims
 from online.learner import PreferenceLearner
 from online.rows import LabelledRows, Rows
-from online.settings import ModelSettings, OnlineSettings
+from online.settings import OnlineSettings
 from simulator.settings import CatalogueSettings, SimulatorSettings
 
 MICRO_BATCH_ROWS: Final = 4_096
@@ -101,7 +101,7 @@ def _learn(run: LearnRun, seed: int, online: OnlineSettings) -> dict[str, float]
     learnt = world.rows(world.draw(run.n_impressions, rng))
     held_out = world.draw(run.n_held_out, rng)
     asked = world.rows(held_out).rows
-    learner = _learner(world, online, online.model)
+    learner = _learner(world, online)
     started_s = time.perf_counter()
     _pass(learner, learnt, world)
     seconds = time.perf_counter() - started_s
@@ -119,8 +119,8 @@ def _learn(run: LearnRun, seed: int, online: OnlineSettings) -> dict[str, float]
     return figures | {"ctr": float(learnt.clicks.mean()), "rows_s": run.n_impressions / seconds}
 
 
-def _learner(world: BenchWorld, online: OnlineSettings, model: ModelSettings) -> PreferenceLearner:
-    return PreferenceLearner(world.schema.cardinalities, *feature_dims(online.encoders), model, world.bank, online.seed)
+def _learner(world: BenchWorld, online: OnlineSettings) -> PreferenceLearner:
+    return PreferenceLearner(world.schema.cardinalities, *feature_dims(online), online.model, world.bank, online.seed)
 
 
 def _micro_batches(rows: AnyRows) -> Iterator[AnyRows]:
@@ -147,7 +147,7 @@ def _batch(
 ) -> list[npt.NDArray[np.float32]]:
     """Return the predictions after each epoch of training on all rows, shuffled anew for every epoch."""
     model = online.model.model_copy(update={"replay_ratio": 0.0, "replay_rows": 0})
-    learner = _learner(world, online, model)
+    learner = _learner(world, online.model_copy(update={"model": model}))
     rng = np.random.default_rng(online.seed)
     predicted = []
     for _ in range(BATCH_EPOCHS):

@@ -79,8 +79,8 @@ class BenchWorld:
         )
         self.codes = self.schema.encode_many(known)  # (U, N)
         self._known = np.array([[name in values for name in ATTRIBUTES] for values in known])  # (U, 20)
-        self.bank = FeatureBank(*feature_dims(online.encoders))
-        encoders = LazyEncoders(online.encoders)
+        self.bank = FeatureBank(*feature_dims(online))
+        encoders = LazyEncoders(online)
         self.registry = Registry(encoders.text, encoders.image, read_image, self.bank)
         for product in self.stage.products:
             event = Product(

@@ -13,9 +13,9 @@ from online.attributes import AttributeSchema
 from online.clustering import Floats, assign
 from online.encoders import feature_dims
 from online.features import FeatureBank
+from online.forms import preference_model
 from online.learner import Encoder
 from online.mismatch import check_space
-from online.model import PreferenceModel
 from online.settings import OnlineSettings
 from state.reading import StateView
 from state.records import ClusteringRecord
@@ -45,7 +45,7 @@ class Assigner:
     def __init__(self, settings: OnlineSettings) -> None:
         self._settings = settings
         self._schema = AttributeSchema(settings.attributes)
-        self._bank = FeatureBank(*feature_dims(settings.encoders))
+        self._bank = FeatureBank(*feature_dims(settings))
         self._titles: dict[str, bytes] = {}
         self._loaded: tuple[dict[str, ProductAssignment], dict[int, Encoder]] = ({}, {})
 
@@ -81,9 +81,8 @@ class Assigner:
     def _encoder(self, view: StateView, version: int) -> Encoder:
         weights = view.encoder_weights(version)
         assert weights is not None, f"encoder version {version} is in use but not kept"
-        model = PreferenceModel(
-            self._schema.cardinalities, *feature_dims(self._settings.encoders), self._settings.model
-        )
+        dims = feature_dims(self._settings)
+        model = preference_model(self._schema.cardinalities, *dims, self._settings.model)
         return Encoder(model, weights, self._bank, self._settings.groups.space)
 
     def product_ids(self) -> list[str]:

@@ -49,7 +49,7 @@ class OnlineCore:
         self._settings = settings
         self._registry = registry
         self.schema = AttributeSchema(settings.attributes)
-        title_dim, image_dim = feature_dims(settings.encoders)
+        title_dim, image_dim = feature_dims(settings)
         self.learner = PreferenceLearner(
             self.schema.cardinalities, title_dim, image_dim, settings.model, bank, settings.seed
         )

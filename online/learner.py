@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from online.features import FeatureBank
+from online.forms import preference_model
+from online.gated import GatedModel
 from online.mismatch import WeightsMismatchError
-from online.model import FlatParameters, Images, PreferenceModel, Titles, weight_decays
+from online.model import FlatParameters, ImageSide, PreferenceModel, TitleSide, weight_decays
 from online.relevance import AttributeSearch
 from online.replay import Replay, pack_rows, unpack_rows
 from online.rows import LabelledRows, Rows
@@ -82,7 +84,7 @@ class Encoder:
             titles = self._model.titles(self._bank.titles(distinct))
             title_index = torch.from_numpy(index)
             embedded = self._model.users(torch.from_numpy(attributes.astype(np.int64)), titles, title_index)
-            if self._space == "taste":
+            if self._space == "taste" and isinstance(self._model, GatedModel):
                 embedded = self._model.tastes(embedded, titles, title_index)
         return np.asarray(embedded.numpy(), np.float32)
 
@@ -93,7 +95,7 @@ class PreferenceLearner:
     Parameters
     ----------
     cardinalities, title_dim, image_dim
-        Shape of the input; see `PreferenceModel`.
+        Shape of the input; see `online.model.PreferenceModel`.
     settings
         The model and its training.
     bank
@@ -117,7 +119,7 @@ class PreferenceLearner:
         self._shape = (tuple(cardinalities), title_dim, image_dim)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._model = PreferenceModel(cardinalities, title_dim, image_dim, settings)
+            self._model = self.new_model()
             self._average_model = self.new_model()
         self._flat = FlatParameters(self._model)
         self._decays = weight_decays(self._model, settings)
@@ -139,7 +141,7 @@ class PreferenceLearner:
 
     def new_model(self) -> PreferenceModel:
         """Return a model of the same shape, with weights of its own."""
-        return PreferenceModel(*self._shape, self._settings)
+        return preference_model(*self._shape, self._settings)
 
     def average_weights(self) -> bytes:
         """Return the averaged weights, float32 bytes."""
@@ -171,8 +173,7 @@ class PreferenceLearner:
         """Take as many steps as the rows need, each on new and replayed rows."""
         if not self._head.n_steps:
             # The constants of the features are those of what is registered when learning starts.
-            self._model.title_standard.fit(self._bank.titles())
-            self._model.image_standard.fit(self._bank.images())
+            self._model.fit_features(self._bank.titles(), self._bank.images())
             self._average.vector.copy_(self._flat.vector)
         for start in range(0, len(labelled), self._settings.batch_rows):
             new = labelled.take(slice(start, start + self._settings.batch_rows))
@@ -201,12 +202,19 @@ class PreferenceLearner:
         creatives_of, category_of
             The creatives and the category of each product, by registration number.
         """
+        gated = self._gated_models()
+        if not gated:
+            return
         p = np.clip(p_click.astype(np.float64), 1e-6, 1 - 1e-6)
         common = 1 / (1 + (1 - p) / p * np.exp(preference.astype(np.float64)))  # without any preference
         for found in self._search.observe_many(labelled.rows, labelled.clicks - common, creatives_of, category_of):
             fresh = self._fresh_model()
-            for model in (self._model, self._average_model):
+            for model in gated:
                 model.heed(self._bank.titles(), self._chosen(found.products), found.field, fresh)
+
+    def _gated_models(self) -> list[GatedModel]:
+        """Return the model and its average; none where the form has no gates that could be told anything."""
+        return [model for model in (self._model, self._average_model) if isinstance(model, GatedModel)]
 
     def relearn(self, products: Sequence[int], category_of: Mapping[int, str | None]) -> None:
         """Learn the tastes of products anew, for they have changed.
@@ -217,9 +225,12 @@ class PreferenceLearner:
         for product in products:
             self._head.replay_floors[product] = self._head.n_blocks
             self._head.stressed_until[product] = self._head.n_rows_learnt + STRESSED_ROWS
+        gated = self._gated_models()
+        if not gated:
+            return
         self._search.restart(products, category_of)
         fresh = self._fresh_model()
-        for model in (self._model, self._average_model):
+        for model in gated:
             model.forget_idle(self._bank.titles(), self._chosen(products), fresh)
 
     def _chosen(self, products: Sequence[int]) -> Tensor:
@@ -227,35 +238,33 @@ class PreferenceLearner:
         chosen[torch.tensor(list(products))] = True
         return chosen
 
-    def _fresh_model(self) -> PreferenceModel:
+    def _fresh_model(self) -> GatedModel:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed + self._head.n_steps)
-            return self.new_model()
+            return GatedModel(*self._shape, self._settings)
 
     def _preferences(
         self, model: PreferenceModel, rows: Rows, creatives_of: Mapping[int, npt.NDArray[np.int64]]
     ) -> tuple[Tensor, Tensor]:
         """Return click logits and preferences, both (B,)."""
         titles, title_index, e_ut = self._users(model, rows)
-        images, image_index = self._images(model, rows)
+        of_products = [creatives_of[product] for product in np.unique(rows.products).tolist()]
+        creatives = np.concatenate(of_products)
+        images = model.images(self._bank.images(creatives))
+        order = np.argsort(creatives)
+        image_index = torch.from_numpy(order[np.searchsorted(creatives[order], rows.creatives)])
+        owners = torch.from_numpy(np.repeat(np.arange(len(of_products)), [len(numbers) for numbers in of_products]))
         logits = model(e_ut, titles, title_index, images, image_index)
-        means = torch.stack(
-            [
-                model.images(self._bank.images(creatives_of[int(product)])).value.mean(dim=0)
-                for product in np.unique(rows.products)
-            ]
-        )  # (P, D)
-        own = images.value[image_index] - means[title_index]  # (B, D)
-        return logits, (model.tastes(e_ut, titles, title_index) * own).sum(dim=-1)
+        return logits, model.preferences(e_ut, titles, title_index, images, image_index, owners)
 
-    def _users(self, model: PreferenceModel, rows: Rows) -> tuple[Titles, Tensor, Tensor]:
+    def _users(self, model: PreferenceModel, rows: Rows) -> tuple[TitleSide, Tensor, Tensor]:
         """Return the distinct products, each row's among them (B,), and e_{u|t} (B, D)."""
         products, index = np.unique(rows.products, return_inverse=True)
         title_index = torch.from_numpy(index)
         titles = model.titles(self._bank.titles(products))
         return titles, title_index, model.users(torch.from_numpy(rows.attributes.astype(np.int64)), titles, title_index)
 
-    def _images(self, model: PreferenceModel, rows: Rows) -> tuple[Images, Tensor]:
+    def _images(self, model: PreferenceModel, rows: Rows) -> tuple[ImageSide, Tensor]:
         """Return the distinct creatives, and each row's among them (B,)."""
         creatives, index = np.unique(rows.creatives, return_inverse=True)
         return model.images(self._bank.images(creatives)), torch.from_numpy(index)

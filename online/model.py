@@ -1,18 +1,13 @@
-"""The preference model: clicks from user attributes, the product's title and the creative's image.
+"""The preference model: clicks from user attributes, the product's title and the creative's image, Eq. 1-4.
 
-Eq. 1-4 of the paper with changes without which users of different products are grouped alike. The
-title weights the attribute fields before the user MLP, which makes the user-by-product interaction
-multiplicative. The attended title enters through a gate that depends on the user. The attended
-image is gated by the user too, and its head starts as a plain sum, so that the user-by-image part
-of the logit is bilinear from the first step. With one title vector and one image vector, attention
-over them is their value projection.
+What its forms have in common is here; `online.gated` holds the one that is shipped, `online.paper` the paper's.
 """
 
 from __future__ import annotations
 
-import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,42 +39,25 @@ class Standardise(nn.Module):
 
 MIN_DEVIATION = 1e-4
 
-RIDGE = 0.3
-"""Ridge of the regression that tells products by their standardised titles; it leaves errors of a hundredth."""
-
-HEEDED_SHARE = 0.95
-"""Share of its weights that a product gives to the attribute that has been found to decide."""
-
-IDLE_WEIGHT = 0.5
-"""Weight below which a product does not heed an attribute; 1 is the mean of all attributes."""
-
 PRIOR_LOGIT = -3.0
 """Logit that learning starts from: a CTR of about 5%."""
 
+TitleSide = tuple[Tensor, ...]
+"""What a form of the model makes of titles: e_t (P, D) first."""
 
-class Titles(NamedTuple):
-    """Products as their titles describe them: ``e_t`` (P, D), and how much each heeds every attribute, (P, N)."""
-
-    e_t: Tensor
-    field_weights: Tensor
-
-
-class Images(NamedTuple):
-    """Creatives as their images show them: ``e_v`` and ``value``, both (C, D)."""
-
-    e_v: Tensor
-    value: Tensor
+ImageSide = tuple[Tensor, ...]
+"""What a form of the model makes of images: e_v (C, D) first."""
 
 
-class PreferenceModel(nn.Module):
+class PreferenceModel(nn.Module, ABC):
     """Click logits and product-aware user embeddings.
 
     Parameters
     ----------
     cardinalities
         Number of codes of each of the N attributes.
-    title_dim, image_dim
-        Widths of the frozen encoders' features.
+    title_width, image_width
+        Widths of the frozen encoders' features: of the whole title or image, or of one token.
     settings
         Widths of the layers.
     """
@@ -89,55 +67,39 @@ class PreferenceModel(nn.Module):
 
     field_starts: Tensor
 
-    def __init__(self, cardinalities: Sequence[int], title_dim: int, image_dim: int, settings: ModelSettings) -> None:
+    def __init__(
+        self, cardinalities: Sequence[int], title_width: int, image_width: int, settings: ModelSettings
+    ) -> None:
         super().__init__()
-        n_fields, d = len(cardinalities), settings.d_model
+        d, d_fields = settings.d_model, len(cardinalities) * settings.d_field
         self.cardinalities = tuple(cardinalities)
-        starts = torch.tensor([0, *cardinalities[:-1]]).cumsum(0)
-        self.register_buffer("field_starts", starts, persistent=False)
+        self.register_buffer("field_starts", torch.tensor([0, *cardinalities[:-1]]).cumsum(0), persistent=False)
         self.fields = nn.Embedding(sum(cardinalities), settings.d_field)
-        # The linear path learns a single attribute's effect long before the MLP finds those of several.
-        self.user_linear = nn.Linear(n_fields * settings.d_field, d)
-        self.user = nn.Sequential(
-            nn.Linear(n_fields * settings.d_field, settings.d_hidden), nn.GELU(), nn.Linear(settings.d_hidden, d)
-        )
-        self.title_standard = Standardise(title_dim)
-        self.image_standard = Standardise(image_dim)
-        self.title = nn.Sequential(nn.LayerNorm(title_dim), nn.Linear(title_dim, d))
-        self.image = nn.Sequential(nn.LayerNorm(image_dim), nn.Linear(image_dim, d))
-        self.field_gate = nn.Linear(d, n_fields)
-        # What has been found about which attribute decides, beside what the gate learns; no gradient moves it.
-        self.evidence = nn.Linear(title_dim, n_fields).requires_grad_(False)
-        nn.init.zeros_(self.evidence.weight)
-        nn.init.zeros_(self.evidence.bias)
-        self.title_value = nn.Linear(d, d)
-        self.title_gate = nn.Linear(d, d)
+        self.user = nn.Sequential(nn.Linear(d_fields, settings.d_hidden), nn.GELU(), nn.Linear(settings.d_hidden, d))
+        self.title_standard = Standardise(title_width)
+        self.image_standard = Standardise(image_width)
+        self.title = nn.Sequential(nn.LayerNorm(title_width), nn.Linear(title_width, d))
+        self.image = nn.Sequential(nn.LayerNorm(image_width), nn.Linear(image_width, d))
         self.user_norm = nn.LayerNorm(d)
-        self.image_value = nn.Linear(d, d)
-        self.image_gate = nn.Linear(d, d)
-        self.title_turn = nn.Linear(d, d)
-        nn.init.zeros_(self.title_turn.weight)
-        nn.init.ones_(self.title_turn.bias)
         self.head_title = nn.Linear(d, 1)
         self.head_image = nn.Linear(d, 1)
         self.head_user = nn.Linear(d, 1)
-        self.head_interaction = nn.Linear(d, 1, bias=False)
-        nn.init.constant_(self.head_interaction.weight, d**-0.5)
         nn.init.constant_(self.head_title.bias, PRIOR_LOGIT)
 
-    def titles(self, features: Tensor) -> Titles:
-        """Return e_t and attribute weights of title features, (P, title_dim). Eq. 1."""
-        standard = self.title_standard(features)
-        e_t = self.title(standard)  # (P, D)
-        logits = self.field_gate(e_t) + self.evidence(standard)  # (P, N)
-        return Titles(e_t, torch.softmax(logits, dim=-1) * len(self.cardinalities))
+    @abstractmethod
+    def fit_features(self, titles: Tensor, images: Tensor) -> None:
+        """Set the constants of the features from those of all products and creatives."""
 
-    def images(self, features: Tensor) -> Images:
-        """Return e_v and its value of image features, (C, image_dim). Eq. 1."""
-        e_v = self.image(self.image_standard(features))  # (C, D)
-        return Images(e_v, self.image_value(e_v))
+    @abstractmethod
+    def titles(self, features: Tensor) -> TitleSide:
+        """Return what the model makes of title features, (P, title_dim). Eq. 1."""
 
-    def users(self, attributes: Tensor, titles: Titles, title_index: Tensor) -> Tensor:
+    @abstractmethod
+    def images(self, features: Tensor) -> ImageSide:
+        """Return what the model makes of image features, (C, image_dim). Eq. 1."""
+
+    @abstractmethod
+    def users(self, attributes: Tensor, titles: TitleSide, title_index: Tensor) -> Tensor:
         """Return e_{u|t}, Eq. 2: users as these products see them, (B, D).
 
         Parameters
@@ -149,119 +111,27 @@ class PreferenceModel(nn.Module):
         title_index
             Each row's product among them, (B,) int64.
         """
-        u = self.fields(attributes + self.field_starts)  # (B, N, d_field)
-        weighted = (u * titles.field_weights[title_index].unsqueeze(-1)).flatten(1)  # (B, N * d_field)
-        e_u = self.user_linear(weighted) + self.user(weighted)  # (B, D)
-        attended = self.title_value(titles.e_t)[title_index]  # (B, D): attention over one key is its value
-        embedded: Tensor = self.user_norm(e_u + torch.sigmoid(self.title_gate(e_u)) * attended)  # (B, D)
-        return embedded
 
-    def tastes(self, e_ut: Tensor, titles: Titles, title_index: Tensor) -> Tensor:
-        """Return what of e_{u|t} decides which images a user prefers, (B, D) to (B, D).
-
-        The user-by-image part of the logit is the product of this vector and the image's value: two users with
-        equal tastes prefer the same creatives, however much else the model knows apart about them.
-        """
-        turn = self.title_turn(titles.e_t) * self.head_interaction.weight  # (P, D)
-        tastes: Tensor = self.image_gate(e_ut) * turn[title_index]  # (B, D)
-        return tastes
-
-    def forward(self, e_ut: Tensor, titles: Titles, title_index: Tensor, images: Images, image_index: Tensor) -> Tensor:
+    @abstractmethod
+    def forward(
+        self, e_ut: Tensor, titles: TitleSide, title_index: Tensor, images: ImageSide, image_index: Tensor
+    ) -> Tensor:
         """Return click logits, (B,): Eq. 3 and 4. ``image_index`` (B,) is each row's image among the distinct ones."""
-        logits: Tensor = (
-            self.head_title(titles.e_t)[title_index] + self.head_image(images.e_v)[image_index] + self.head_user(e_ut)
-        ).squeeze(-1) + (self.tastes(e_ut, titles, title_index) * images.value[image_index]).sum(dim=-1)  # (B,)
-        return logits
 
-    @torch.no_grad()
-    def heeded_fields(self, features: Tensor) -> Tensor:
-        """Return the attribute that each product heeds most, (P,) int64, of title features (P, title_dim)."""
-        heeded: Tensor = self.titles(features).field_weights.argmax(dim=1)
-        return heeded
+    @abstractmethod
+    def preferences(
+        self,
+        e_ut: Tensor,
+        titles: TitleSide,
+        title_index: Tensor,
+        images: ImageSide,
+        image_index: Tensor,
+        owners: Tensor,
+    ) -> Tensor:
+        """Return the part of the logits by which users differ in the images, less its mean over the product's, (B,).
 
-    @torch.no_grad()
-    def forget_idle(self, features: Tensor, changed: Tensor, fresh: PreferenceModel) -> None:
-        """Let attributes that no unchanged product heeds start afresh: what is known of them is wrong now.
-
-        Parameters
-        ----------
-        features
-            Title features of all products, (P, title_dim).
-        changed
-            Products whose tastes have changed, (P,) bool.
-        fresh
-            A new model.
+        ``images`` are all creatives of the products, ``owners`` (C,) each one's product among the titles.
         """
-        idle = self._idle_fields(features[~changed])
-        self._start_afresh(fresh, idle, ~idle)
-
-    @torch.no_grad()
-    def heed(self, features: Tensor, chosen: Tensor, field: int, fresh: PreferenceModel) -> None:
-        """Let some products heed an attribute more than any other, because it has been found to decide.
-
-        What the title tells is changed as little as it can be so that the other products stay as they are (ridge
-        regression over all titles); a new product with a title like theirs is changed with them. An attribute that no
-        other product heeds is embedded afresh.
-
-        Parameters
-        ----------
-        features
-            Title features of all products, (P, title_dim).
-        chosen
-            The products, (P,) bool.
-        field
-            The attribute.
-        fresh
-            A new model.
-        """
-        standard = self.title_standard(features)
-        logits = self.field_gate(self.title(standard)) + self.evidence(standard)  # (P, N)
-        target = logits.clone()
-        rows = torch.nonzero(chosen)[:, 0]
-        heeded = logits[rows].argmax(dim=1)
-        target[rows, heeded], target[rows, field] = logits[rows, field], logits[rows, heeded]
-        others = target[rows]
-        others[:, field] = -torch.inf
-        least = others.logsumexp(dim=1) + math.log(HEEDED_SHARE / (1 - HEEDED_SHARE))
-        target[rows, field] = torch.maximum(target[rows, field], least)
-        inputs = torch.cat([standard, torch.ones(len(standard), 1)], dim=1).double()  # (P, title_dim + 1)
-        ridge = RIDGE * torch.eye(inputs.shape[1], dtype=inputs.dtype)
-        update = torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ (target - logits).double())
-        if bool((heeded != field).any()):
-            idle = self._idle_fields(features[~chosen])
-            self._start_afresh(fresh, idle & (torch.arange(len(idle)) == field), ~idle)
-        self.evidence.weight.add_(update[:-1].T.float())
-        self.evidence.bias.add_(update[-1].float())
-
-    def _idle_fields(self, features: Tensor) -> Tensor:
-        """Return which attributes no product of some titles heeds, (N,) bool."""
-        return (self.titles(features).field_weights < IDLE_WEIGHT).all(dim=0)
-
-    def _start_afresh(self, fresh: PreferenceModel, chosen: Tensor, like: Tensor) -> None:
-        """Embed and read some attributes, (N,) bool, as a new model does, on the scale of others of this one, ``like``.
-
-        The scale matters: gates multiply the attributes that are heeded many times, so that their embeddings are
-        small, and one of a new model's size among them would drown what the layers above know of the others.
-        """
-        if not bool(like.any()):
-            like = chosen
-        rows_of = torch.repeat_interleave(torch.arange(len(self.cardinalities)), torch.tensor(self.cardinalities))
-        columns_of = torch.repeat_interleave(torch.arange(len(self.cardinalities)), self.fields.embedding_dim)
-        rows, columns = chosen[rows_of], chosen[columns_of]
-        self.fields.weight[rows] = _scaled(fresh.fields.weight[rows], self.fields.weight[like[rows_of]])
-        for layer, source in zip(self._field_readers(), fresh._field_readers(), strict=True):
-            layer.weight[:, columns] = _scaled(source.weight[:, columns], layer.weight[:, like[columns_of]])
-
-    def _field_readers(self) -> tuple[nn.Linear, nn.Linear]:
-        first = self.user[0]
-        assert isinstance(first, nn.Linear)
-        return self.user_linear, first
-
-
-def _scaled(weights: Tensor, like: Tensor) -> Tensor:
-    """Return weights with the root mean square of others."""
-    scaled: Tensor = weights * (like.square().mean().sqrt() / weights.square().mean().sqrt().clamp(min=1e-12))
-    return scaled
 
 
 class FlatParameters:

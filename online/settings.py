@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from streams.attributes import TABLE_4
 
@@ -37,11 +37,22 @@ class EncoderSettings(BaseModel):
     )
 
 
+ModelForm = Literal["shipped", "paper"]
+"""Forms of the preference model."""
+
+
 class ModelSettings(BaseModel):
     """The preference model (Eq. 1-4) and its training."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    form: ModelForm = Field(
+        "shipped",
+        description="`shipped`: titles weight the users' attributes, one vector for a title and one for an image. "
+        "`paper`: Eq. 2 and 3 as written, attention of every impression over the title's tokens and the image's 49 "
+        "patches; ten times slower and for comparison. It needs online.groups.space = embedding.",
+    )
+    n_heads: int = Field(4, ge=1, description="Heads of the attention of the `paper` form; they divide d_model.")
     d_model: int = Field(128, ge=8, description="Width of the embeddings; the paper's is 128.")
     d_field: int = Field(16, ge=2, description="Width of one attribute's embedding.")
     d_hidden: int = Field(256, ge=8, description="Width of the user MLP's hidden layer.")
@@ -155,3 +166,17 @@ class OnlineSettings(BaseModel):
     groups: GroupSettings = GroupSettings()
     counts: CountSettings = CountSettings()
     shift: ShiftSettings = ShiftSettings()
+
+    @model_validator(mode="after")
+    def _form_fits(self) -> Self:
+        if self.model.form == "paper" and self.groups.space == "taste":
+            raise ValueError(
+                "online.model.form is 'paper', online.groups.space is 'taste': the paper's form has no tastes beside "
+                "e_{u|t}, so nothing was started. Set online.groups.space to 'embedding', or the form to 'shipped'."
+            )
+        if self.model.form == "paper" and self.model.d_model % self.model.n_heads:
+            raise ValueError(
+                f"online.model.n_heads is {self.model.n_heads}, allowed are divisors of online.model.d_model = "
+                f"{self.model.d_model}: the heads share its width. Nothing was started."
+            )
+        return self

@@ -15,7 +15,7 @@ from online.encoders import ImageEncoder, TextEncoder, feature_dims, load_encode
 from online.features import FeatureBank
 from online.pipeline import BatchSummary, Pipeline
 from online.registry import OpenImage, Registry, read_image
-from online.settings import EncoderSettings, OnlineSettings
+from online.settings import OnlineSettings
 from state.settings import StateSettings
 from state.store import ChangeSet, Store
 from streams.consumer import BatchConsumer
@@ -31,7 +31,7 @@ POLL_S = 0.5
 class LazyEncoders:
     """The frozen encoders, loaded when the first title or image comes."""
 
-    def __init__(self, settings: EncoderSettings) -> None:
+    def __init__(self, settings: OnlineSettings) -> None:
         self._settings = settings
         self._loaded: tuple[TextEncoder, ImageEncoder] | None = None
 
@@ -51,8 +51,8 @@ class LazyEncoders:
 
 def build_pipeline(streams: StreamSettings, online: OnlineSettings, open_image: OpenImage = read_image) -> Pipeline:
     """Build a pipeline with the encoders of the settings."""
-    encoders = LazyEncoders(online.encoders)
-    bank = FeatureBank(*feature_dims(online.encoders))
+    encoders = LazyEncoders(online)
+    bank = FeatureBank(*feature_dims(online))
     return Pipeline(streams, online, Registry(encoders.text, encoders.image, open_image, bank), bank)
 
 

@@ -33,7 +33,7 @@ CREATIVES = ("a", "b", "c", "d")
 PICTURE = b"the bytes of a picture"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Log:
     """Messages in merged order, and what is true about them."""
 

@@ -13,14 +13,18 @@ from PIL import Image
 from online.encoders import (
     HASHED_DIM,
     IMAGE_PX,
+    IMAGE_TOKENS,
+    TITLE_TOKENS,
+    EfficientNetEncoder,
     HashedImageEncoder,
     HashedTextEncoder,
+    MiniLmEncoder,
     UnreadableImageError,
     feature_dims,
     load_encoders,
     read_pixels,
 )
-from online.settings import EncoderSettings
+from online.settings import EncoderSettings, GroupSettings, ModelSettings, OnlineSettings
 
 
 def picture(file_format: str, mode: str, seed: int = 0) -> bytes:
@@ -114,8 +118,35 @@ def test_hashed_images_are_told_apart_by_their_bytes_or_by_their_id() -> None:
 
 
 def test_the_widths_are_known_before_an_encoder_is_loaded() -> None:
-    assert feature_dims(EncoderSettings()) == (384, 1280)
-    hashed = EncoderSettings(text="hashed", image="hashed")
+    assert feature_dims(OnlineSettings()) == (384, 1280)
+    hashed = OnlineSettings(encoders=EncoderSettings(text="hashed", image="hashed"))
     text, image = load_encoders(hashed)
     assert (text.dim, image.dim) == feature_dims(hashed) == (HASHED_DIM, HASHED_DIM)
     assert text.encode("a").shape == image.encode(None, "a").shape == (HASHED_DIM,)
+
+
+def test_all_tokens_are_kept_for_the_model_that_attends_to_them() -> None:
+    paper = OnlineSettings(
+        encoders=EncoderSettings(text="hashed", image="hashed"),
+        model=ModelSettings(form="paper"),
+        groups=GroupSettings(space="embedding"),
+    )
+    text, image = load_encoders(paper)
+    assert (text.dim, image.dim) == feature_dims(paper) == (TITLE_TOKENS * HASHED_DIM, IMAGE_TOKENS * HASHED_DIM)
+    title = text.encode("oak chair").reshape(TITLE_TOKENS, HASHED_DIM)
+    assert (title[:2] != 0).all()
+    assert (title[2:] == 0).all()
+    assert len(text.encode(" ".join(["word"] * 99))) == text.dim
+    patches = image.encode(None, "c").reshape(IMAGE_TOKENS, HASHED_DIM)
+    assert len(np.unique(patches.round(6), axis=0)) == IMAGE_TOKENS
+
+
+def test_the_mean_of_the_tokens_is_what_the_pooled_encoders_give() -> None:
+    whole, grid = EfficientNetEncoder(), EfficientNetEncoder(tokens=True)
+    shown = picture("PNG", "RGB")
+    patches = grid.encode(shown, "c").reshape(IMAGE_TOKENS, -1)
+    assert patches.mean(axis=0) == pytest.approx(whole.encode(shown, "c"), abs=1e-5)
+    short, tokens = MiniLmEncoder(), MiniLmEncoder(tokens=True)
+    states = tokens.encode("red shoes").reshape(TITLE_TOKENS, -1)
+    mean = states[(states != 0).any(axis=1)].mean(axis=0)
+    assert mean / np.linalg.norm(mean) == pytest.approx(short.encode("red shoes"), abs=1e-5)

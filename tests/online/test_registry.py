@@ -21,6 +21,7 @@ PICTURE = b"a picture"
 
 class CountingText(HashedTextEncoder):
     def __init__(self) -> None:
+        super().__init__()
         self.texts: list[str] = []
 
     def encode(self, text: str) -> np.ndarray:
