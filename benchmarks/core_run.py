@@ -124,6 +124,11 @@ class CoreRun:
             for group, column in zip(groups.groups, best.tolist(), strict=True)
         }
 
+    def version(self, product: int) -> int:
+        """Return the encoder version that a product's groups are of; 0 before it has any."""
+        groups = self.core.grouping.groups_of(self._world.registry.product_ids[product])
+        return 0 if groups is None else groups.encoder_version
+
     def groups(self, product: int, users: Ints) -> Ints:
         """Return the present groups of users for a product, (n,)."""
         return self.core.grouping.assign_many(

@@ -1,94 +1,168 @@
-"""How true the groups are after one pass over a simulated log, and whether equal users are left as one group."""
+"""Benchmark of groups: how true, how stable and how few they are after one pass over simulated worlds.
+
+The whole core goes through impressions of creatives shown by chance.
+"""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
-from benchmarks.evaluate import evaluate_groups
-from benchmarks.log import simulate_log, simulator_settings, work_off
-from benchmarks.measured import QUICK_SEEDS, REPORTING_SEEDS, Measured, over_seeds
-from online.settings import OnlineSettings
-from online.worker import build_pipeline
-from simulator.settings import SimulatorSettings
-from simulator.truth import Truth, write_json
-from state.reading import StateView, open_view
-from state.store import Store
-from streams.settings import StreamSettings
+import numpy as np
 
-N_IMPRESSIONS: Final = 600_000
-N_QUICK_IMPRESSIONS: Final = 100_000
+from benchmarks.core_run import CoreRun
+from benchmarks.measured import QUICK_SEEDS, REPORTING_SEEDS, Measured, over_seeds
+from benchmarks.worlds import BenchWorld, Ints
+from offline.reference import agreement, batch_groups
+from online.ranking import mean_ndcg_between_groups, null_ndcg
+from online.settings import ModelForm, OnlineSettings
+from simulator.settings import CatalogueSettings, SimulatorSettings
+
+MICRO_BATCH_ROWS: Final = 1_024
+N_USERS: Final = 2_000
+"""Users whose groups are compared with their segments and with batch clustering."""
+
+N_CHURN_USERS: Final = 500
+"""Users whose group is looked at after every regrouping."""
+
+
+@dataclass(frozen=True)
+class GroupRun:
+    """One world of the benchmark, how many impressions are learnt, and by which form of the model."""
+
+    world: SimulatorSettings
+    n_impressions: int
+    form: ModelForm = "shipped"
+
+
+_WORLD: Final = SimulatorSettings(catalogue=CatalogueSettings(n_products=48))
+
+
+def _world(taste_strength: float) -> SimulatorSettings:
+    world = _WORLD.world.model_copy(update={"mean_ctr": 0.06, "taste_strength": taste_strength})
+    return _WORLD.model_copy(update={"world": world})
+
+
+# The paper's form takes long: the two forms are compared after fewer impressions.
+RUNS: Final[Mapping[str, GroupRun]] = {
+    "": GroupRun(_world(0.85), 600_000),
+    "flat_": GroupRun(_world(0.0), 600_000),
+    "short_": GroupRun(_world(0.85), 120_000),
+    "paper_": GroupRun(_world(0.85), 120_000, "paper"),
+}
+QUICK_RUNS: Final[Mapping[str, GroupRun]] = {"": GroupRun(_world(0.85), 100_000)}
 
 
 def bench_group(
     *,
     quick: bool,
     seeds: Sequence[int] | None = None,
-    simulator: SimulatorSettings | None = None,
+    runs: Mapping[str, GroupRun] | None = None,
     online: OnlineSettings | None = None,
-    flat_world: bool | None = None,
 ) -> Measured:
-    """Group the users of simulated worlds in one pass of the whole pipeline.
+    """Group the users of simulated worlds in one pass.
 
-    Metrics: ``nmi`` of the groups with the true segments and ``ari_batch`` with Algorithm 1 run in batch on the same
-    embeddings, means over the grouped products; those of `osmf eval groups`; and ``k1_share``,
-    the share of the products whose users count as one group in a world whose segments do not differ (no group, one
-    group, or groups whose preferences the test does not tell apart). A metric without grouped products is left out.
+    Metrics, those of the further runs with their prefix (``flat_``: a world whose users do not differ; ``paper_`` and
+    ``short_``: the paper's form of the model, clustering e_{u|t}, and the shipped one after the same impressions):
+    ``nmi`` of the groups with the true segments and ``ari_batch`` with Algorithm 1 run in batch on the same embeddings,
+    means over products; ``k_near_share`` of the products whose K is within 1 of the number of segments; ``k1_share`` of
+    those whose users count as one group (no group, one, or groups whose preferences the test does not tell apart);
+    ``id_churn``, the share of users whose group has another id after a regrouping, in the second half;
+    ``ndcg_between_groups`` of their creatives by shrunk CTR and ``ndcg_null_split``, the same of random halves.
 
     Parameters
     ----------
     quick
-        A shorter log of a smaller world, one seed unless others are named, and no world without differences.
+        A shorter run of the first world, with one seed unless others are named.
     seeds
         Seeds of the worlds; default: the reporting seeds.
-    simulator, online
-        Other logs and models; ``simulator.seed`` is replaced by each of the seeds.
-    flat_world
-        Whether the world without differences is run too; default: only if not quick.
+    runs, online
+        Other worlds and settings; each world's seed is replaced by those of ``seeds``.
     """
     online = OnlineSettings() if online is None else online
-    if simulator is None:
-        simulator = simulator_settings(N_QUICK_IMPRESSIONS if quick else N_IMPRESSIONS, quick=quick)
-    with_flat = not quick if flat_world is None else flat_world
-    runs = {}
+    chosen = runs or (QUICK_RUNS if quick else RUNS)
+    figures: dict[int, dict[str, float]] = {}
     for seed in seeds or (QUICK_SEEDS if quick else REPORTING_SEEDS):
-        world = simulator.model_copy(update={"seed": seed})
-        runs[seed] = _group(world, online, quick=quick)
-        if with_flat:
-            flat = world.world.model_copy(update={"taste_strength": 0.0})
-            runs[seed]["k1_share"] = _k1_share(world.model_copy(update={"world": flat}), online)
-    return over_seeds(runs)
+        figures[seed] = {}
+        for prefix, run in chosen.items():
+            for name, value in _group(run, seed, online).items():
+                figures[seed][prefix + name] = value
+    return over_seeds(figures)
 
 
-def _group(simulator: SimulatorSettings, online: OnlineSettings, *, quick: bool) -> dict[str, float]:
-    with tempfile.TemporaryDirectory(prefix="osmf-bench-") as name:
-        folder = Path(name)
-        with Store(folder / "state", sync=False) as store:
-            write_json(folder / "truth.json", _run(simulator, online, store))
-        return evaluate_groups(folder / "state", folder / "truth.json", online, quick=quick).metrics
+def of_form(online: OnlineSettings, form: ModelForm) -> OnlineSettings:
+    """Return settings with another form of the model, and the space that it groups users in."""
+    model = online.model.model_copy(update={"form": form})
+    groups = online.groups.model_copy(update={"space": "embedding" if form == "paper" else online.groups.space})
+    return online.model_copy(update={"model": model, "groups": groups})
 
 
-def _k1_share(simulator: SimulatorSettings, online: OnlineSettings) -> float:
-    with tempfile.TemporaryDirectory(prefix="osmf-bench-") as folder, Store(Path(folder), sync=False) as store:
-        _run(simulator, online, store)
-        with open_view(store) as view:
-            return k1_share(view)
-
-
-def k1_share(view: StateView) -> float:
-    """Return the share of the products whose users count as one group."""
-    groupings = [view.groups(product.product_id) for product in view.products()]
-    n_one = sum(grouping is None or len(grouping.groups) < 2 or not grouping.distinct for grouping in groupings)
-    return n_one / len(groupings)
-
-
-def _run(simulator: SimulatorSettings, online: OnlineSettings, store: Store) -> Truth:
+def _group(run: GroupRun, seed: int, online: OnlineSettings) -> dict[str, float]:
     import torch
 
     torch.set_num_threads(online.torch_threads)
-    streams = StreamSettings()
-    log = simulate_log(simulator, streams)
-    work_off(build_pipeline(streams, online), log.messages, streams, store)
-    return log.truth
+    settings = of_form(online, run.form)
+    world = BenchWorld(run.world.model_copy(update={"seed": seed}), settings)
+    course = CoreRun(world, settings, micro_batch_rows=MICRO_BATCH_ROWS)
+    figures = {"id_churn": _churn(run, seed, course, world)}
+    products = [_rate(course, world, product, settings) for product in range(world.n_products)]
+    for name in products[0]:
+        values = [product[name] for product in products if product[name] is not None]
+        if values:
+            figures[name] = float(np.mean(np.asarray(values, np.float64)))
+    return figures
+
+
+def _churn(run: GroupRun, seed: int, course: CoreRun, world: BenchWorld) -> float:
+    """Go through the impressions; return how many of the users change their group's id in a regrouping."""
+    users: Ints = np.arange(min(N_CHURN_USERS, world.world.n_users))
+    impressions = world.draw(run.n_impressions, np.random.default_rng([seed, 11]))
+    before: dict[int, tuple[int, Ints]] = {}
+    changed, n_seen = [], 0
+    for batch, _, _ in course.work_off(impressions):
+        n_seen += len(batch)
+        if 2 * n_seen < run.n_impressions:
+            continue
+        for product in range(world.n_products):
+            version = course.version(product)
+            if product in before and before[product][0] == version:
+                continue
+            groups = course.groups(product, users)
+            if product in before:
+                changed.append(float((groups != before[product][1]).mean()))
+            before[product] = (version, groups)
+    return float(np.mean(changed)) if changed else 0.0
+
+
+def _rate(course: CoreRun, world: BenchWorld, product: int, online: OnlineSettings) -> dict[str, float | None]:
+    from sklearn.metrics import normalized_mutual_info_score
+
+    product_id = world.registry.product_ids[product]
+    grouping = course.core.grouping
+    groups = grouping.groups_of(product_id)
+    distinct = groups is not None and len(groups.groups) > 1 and groups.distinct
+    if groups is None or len(groups.groups) < 2:
+        return {"k1_share": 1.0, "nmi": 0.0, "ari_batch": None, "k_near_share": None} | _no_ndcg()
+    users: Ints = np.arange(min(N_USERS, world.world.n_users))
+    segments, assigned = world.segments(product)[users], course.groups(product, users)
+    embedded = grouping.embed_many(product_id, product, world.codes[users])
+    batch = batch_groups(embedded, k_min=online.groups.k_min, k_max=online.groups.k_max)
+    return {
+        "k1_share": float(not distinct),
+        "nmi": float(normalized_mutual_info_score(segments, assigned)),
+        "ari_batch": agreement(assigned.tolist(), batch.labels),
+        "k_near_share": float(abs(len(groups.groups) - len(np.unique(segments))) <= 1),
+    } | _ndcg(course, product_id)
+
+
+def _no_ndcg() -> dict[str, float | None]:
+    return {"ndcg_between_groups": None, "ndcg_null_split": None}
+
+
+def _ndcg(course: CoreRun, product_id: str) -> dict[str, float | None]:
+    impressions, clicks, creative_ids = course.core.table(product_id, live=False)
+    if not creative_ids:
+        return _no_ndcg()
+    chance = null_ndcg(impressions, clicks, np.random.default_rng(0), n_splits=5)
+    return {"ndcg_between_groups": mean_ndcg_between_groups(impressions, clicks), "ndcg_null_split": chance}

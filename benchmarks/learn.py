@@ -101,7 +101,7 @@ def _learn(run: LearnRun, seed: int, online: OnlineSettings) -> dict[str, float]
     learnt = world.rows(world.draw(run.n_impressions, rng))
     held_out = world.draw(run.n_held_out, rng)
     asked = world.rows(held_out).rows
-    learner = _learner(world, online)
+    learner = new_learner(world, online)
     started_s = time.perf_counter()
     _pass(learner, learnt, world)
     seconds = time.perf_counter() - started_s
@@ -119,7 +119,8 @@ def _learn(run: LearnRun, seed: int, online: OnlineSettings) -> dict[str, float]
     return figures | {"ctr": float(learnt.clicks.mean()), "rows_s": run.n_impressions / seconds}
 
 
-def _learner(world: BenchWorld, online: OnlineSettings) -> PreferenceLearner:
+def new_learner(world: BenchWorld, online: OnlineSettings) -> PreferenceLearner:
+    """Return a learner of a world that has learnt nothing."""
     return PreferenceLearner(world.schema.cardinalities, *feature_dims(online), online.model, world.bank, online.seed)
 
 
@@ -130,11 +131,16 @@ def _micro_batches(rows: AnyRows) -> Iterator[AnyRows]:
 
 def _pass(learner: PreferenceLearner, rows: LabelledRows, world: BenchWorld) -> None:
     """Predict and learn every row once, in micro-batches, as the stream does."""
-    creatives_of, category_of = world.registry.creative_numbers, world.registry.categories
     for batch in _micro_batches(rows):
-        p_click, preference = learner.predict_with_preference(batch.rows, creatives_of)
-        learner.search(batch, p_click, preference, creatives_of, category_of)
-        learner.learn_many(batch)
+        learn_batch(learner, batch, batch, world)
+
+
+def learn_batch(learner: PreferenceLearner, new: LabelledRows, given: LabelledRows, world: BenchWorld) -> None:
+    """Predict new rows, search in them for what decides, and learn the labels that are given."""
+    creatives_of, category_of = world.registry.creative_numbers, world.registry.categories
+    p_click, preference = learner.predict_with_preference(new.rows, creatives_of)
+    learner.search(new, p_click, preference, creatives_of, category_of)
+    learner.learn_many(given)
 
 
 def predict(learner: PreferenceLearner, rows: Rows) -> npt.NDArray[np.float32]:
@@ -147,7 +153,7 @@ def _batch(
 ) -> list[npt.NDArray[np.float32]]:
     """Return the predictions after each epoch of training on all rows, shuffled anew for every epoch."""
     model = online.model.model_copy(update={"replay_ratio": 0.0, "replay_rows": 0})
-    learner = _learner(world, online.model_copy(update={"model": model}))
+    learner = new_learner(world, online.model_copy(update={"model": model}))
     rng = np.random.default_rng(online.seed)
     predicted = []
     for _ in range(BATCH_EPOCHS):

@@ -149,22 +149,6 @@ class GatedModel(PreferenceModel):
         return heeded
 
     @torch.no_grad()
-    def forget_idle(self, features: Tensor, changed: Tensor, fresh: GatedModel) -> None:
-        """Let attributes that no unchanged product heeds start afresh: what is known of them is wrong now.
-
-        Parameters
-        ----------
-        features
-            Title features of all products, (P, title_dim).
-        changed
-            Products whose tastes have changed, (P,) bool.
-        fresh
-            A new model.
-        """
-        idle = self._idle_fields(features[~changed])
-        self._start_afresh(fresh, idle, ~idle)
-
-    @torch.no_grad()
     def heed(self, features: Tensor, chosen: Tensor, field: int, fresh: GatedModel) -> None:
         """Let some products heed an attribute more than any other, because it has been found to decide.
 

@@ -207,9 +207,13 @@ class Grouping:
         product = self._products.get(product_id)
         if product is None:
             return np.zeros(len(attributes), np.int64)
+        return product.nearest_groups(self.embed_many(product_id, product_number, attributes))
+
+    def embed_many(self, product_id: str, product_number: int, attributes: npt.NDArray[np.uint8]) -> Floats:
+        """Return users in the space in which a product has grouped them, (B, D); zeros before it has."""
         rows = np.zeros(len(attributes), np.int64)
         numbers = np.array([product_number])
-        return product.nearest_groups(self._embed(numbers, [product_id], rows, numbers[rows], attributes))
+        return self._embed(numbers, [product_id], rows, numbers[rows], attributes)
 
     def _version_of(self, product_id: str) -> int:
         product = self._products.get(product_id)

@@ -219,19 +219,14 @@ class PreferenceLearner:
     def relearn(self, products: Sequence[int], category_of: Mapping[int, str | None]) -> None:
         """Learn the tastes of products anew, for they have changed.
 
-        Their rows so far stay out of replay, and new ones weigh more for a while. Attributes that no other product
-        heeds start afresh, and it is searched again which attribute decides.
+        Their rows so far stay out of replay, new ones weigh more for a while, and it is searched again which attribute
+        decides.
         """
         for product in products:
             self._head.replay_floors[product] = self._head.n_blocks
             self._head.stressed_until[product] = self._head.n_rows_learnt + STRESSED_ROWS
-        gated = self._gated_models()
-        if not gated:
-            return
-        self._search.restart(products, category_of)
-        fresh = self._fresh_model()
-        for model in gated:
-            model.forget_idle(self._bank.titles(), self._chosen(products), fresh)
+        if self._gated_models():
+            self._search.restart(products, category_of)
 
     def _chosen(self, products: Sequence[int]) -> Tensor:
         chosen = torch.zeros(len(self._bank.titles()), dtype=torch.bool)
@@ -301,14 +296,12 @@ class PreferenceLearner:
         return stress
 
     def _remember(self, labelled: LabelledRows) -> None:
-        # A label that was taken back must not come back by replay; its correction stays.
-        kept = labelled.take(labelled.weights > 0)
-        if not len(kept) or not self._settings.replay_rows:
+        if not len(labelled) or not self._settings.replay_rows:
             return
         number = self._head.n_blocks
         self._head.n_blocks += 1
-        self._new_blocks.append((number, pack_rows(kept)))
-        self._dropped_blocks += self._replay.append(number, kept)
+        self._new_blocks.append((number, pack_rows(labelled)))
+        self._dropped_blocks += self._replay.append(number, labelled)
 
     def write(self, changes: ChangeSet) -> None:
         """Write what has changed since the last call."""

@@ -53,12 +53,14 @@ class Finding:
 class Sums(msgspec.Struct, array_like=True):
     """What one search has added up; Q directions, V values of all attributes together.
 
-    ``products`` are those whose rows count, by registration number. ``scores`` and ``squares`` (Q,) are sums over
+    ``products`` are those whose rows count, by registration number; ``suspected`` is the attribute that stood out when
+    they were last looked at. ``scores`` and ``squares`` (Q,) are sums over
     rows, ``by_value`` (V, Q) and ``counts`` (V,) over those with each value: float64 bytes.
     """
 
     products: list[int]
     since_change: bool
+    suspected: int | None = None
     n_asked: int = 0
     n_rows: int = 0
     n_clicks: int = 0
@@ -74,6 +76,7 @@ class Sums(msgspec.Struct, array_like=True):
 
     def start_anew(self) -> None:
         """Forget what was added up."""
+        self.suspected = None
         self.n_asked = self.n_rows = self.n_clicks = 0
         self.scores = self.squares = self.by_value = self.counts = b""
 
@@ -279,9 +282,13 @@ class AttributeSearch:
             search.scores = search.squares = search.by_value = search.counts = b""
         ranked = np.argsort(found)
         best, lead = found[ranked[-1]], found[ranked[-1]] - found[ranked[-2:][0]]
-        if best < MIN_RELEVANCE or (len(found) > 1 and lead < MIN_LEAD):
+        before = search.suspected
+        stands_out = best >= MIN_RELEVANCE and (len(found) == 1 or lead >= MIN_LEAD)
+        search.suspected = int(ranked[-1]) if stands_out else None
+        # After a change an attribute is heeded that has been right for long: another one has to stand out twice.
+        if search.suspected is None or (search.since_change and search.suspected != before):
             return []
-        return [Finding(list(search.products), int(ranked[-1]))]
+        return [Finding(list(search.products), search.suspected)]
 
     def write(self, changes: ChangeSet) -> None:
         """Write what has changed since the last call."""

@@ -1,4 +1,8 @@
-"""Replay: the last labelled rows, from which each step learns some again."""
+"""Replay: the last labelled rows, from which each step learns some again.
+
+A label that was taken back is replayed as what it was, once given and once taken back, so that in the mean nothing of
+it is left.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,9 @@ NO_ROWS = LabelledRows(
     np.zeros(0, np.float32),
     np.zeros(0, np.float32),
 )
+
+
+TAKEN_BACK = 2
 
 
 class Replay:
@@ -58,11 +65,14 @@ class Replay:
 
 
 def pack_rows(labelled: LabelledRows) -> bytes:
-    """Return labelled rows as bytes: product and creative (uint32), click (uint8), attributes (uint8 each)."""
+    """Return labelled rows as bytes: product and creative (uint32), label and attributes (uint8 each).
+
+    The label is 1 for a click and 0 for none, with 2 added where it is taken back.
+    """
     packed = np.empty(len(labelled), _row_dtype(labelled.rows.attributes.shape[1]))
     packed["product"] = labelled.rows.products
     packed["creative"] = labelled.rows.creatives
-    packed["click"] = labelled.clicks
+    packed["label"] = labelled.clicks + TAKEN_BACK * (labelled.weights < 0)
     packed["attributes"] = labelled.rows.attributes
     return packed.tobytes()
 
@@ -72,10 +82,10 @@ def unpack_rows(block: bytes, n_fields: int) -> LabelledRows:
     packed = np.frombuffer(block, _row_dtype(n_fields))
     return LabelledRows(
         Rows(packed["product"].astype(np.int64), packed["creative"].astype(np.int64), packed["attributes"].copy()),
-        packed["click"].astype(np.float32),
-        np.ones(len(packed), np.float32),
+        (packed["label"] % TAKEN_BACK).astype(np.float32),
+        np.where(packed["label"] < TAKEN_BACK, 1, -1).astype(np.float32),
     )
 
 
 def _row_dtype(n_fields: int) -> np.dtype[np.void]:
-    return np.dtype([("product", "<u4"), ("creative", "<u4"), ("click", "u1"), ("attributes", "u1", (n_fields,))])
+    return np.dtype([("product", "<u4"), ("creative", "<u4"), ("label", "u1"), ("attributes", "u1", (n_fields,))])

@@ -376,6 +376,7 @@ class Bench(StrEnum):
     GROUP = "group"
     SHIFT = "shift"
     VALUE = "value"
+    DELAY = "delay"
     RENDER = "render"
 
 
@@ -385,7 +386,7 @@ def bench(
         Bench,
         typer.Argument(
             help="stream: events/s; learn: AUROC in one pass; group: true groups; shift: changed tastes; "
-            "value: what groups are worth; render: ms."
+            "value: what groups are worth; delay: late clicks; render: ms."
         ),
     ],
     quick: Annotated[bool, typer.Option("--quick", help="Under a minute on two cores.")] = False,
@@ -393,6 +394,7 @@ def bench(
     json: Json = None,
 ) -> None:
     """Measure speed and quality on this machine."""
+    from benchmarks.delay import bench_delay
     from benchmarks.groups import bench_group
     from benchmarks.learn import bench_learn
     from benchmarks.render import bench_render
@@ -412,6 +414,8 @@ def bench(
             measured = bench_shift(quick=quick, seeds=seed)
         case Bench.VALUE:
             measured = bench_value(quick=quick, seeds=seed)
+        case Bench.DELAY:
+            measured = bench_delay(quick=quick, seeds=seed)
         case Bench.RENDER:
             measured = bench_render(quick=quick)
     _show(_figures(f"bench {what.value}", measured, started_s), json)

@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.evaluate import evaluate_groups
-from benchmarks.groups import bench_group, k1_share
 from benchmarks.log import SimulatedLog, simulate_log, work_off
-from benchmarks.measured import Measured
 from benchmarks.stream import arrow_batch, bench_stream, timed_parts
 from online.learner import PreferenceLearner
 from online.settings import OnlineSettings
@@ -79,24 +77,6 @@ def test_both_forms_decode_to_the_same_impressions(log: SimulatedLog) -> None:
     assert len(impressions) > 100
     assert decoder.decode(arrow_batch(impressions)) == impressions
     assert [event for i in impressions for event in decoder.decode(encode(i))] == impressions
-
-
-def test_groups_of_a_pass_are_compared_with_the_truth(simulator: SimulatorSettings, online: OnlineSettings) -> None:
-    measured: Measured = bench_group(quick=True, seeds=(21,), simulator=simulator, online=online, flat_world=True)
-    metrics = measured.metrics
-    assert metrics["products"] == 6
-    assert 0 < metrics["products_with_groups"] <= 6
-    for share in ("nmi", "ndcg_between_groups", "ndcg_null_split", "k1_share"):
-        assert 0 <= metrics[share] <= 1, share
-    assert -1 <= metrics["ari_batch"] <= 1
-    assert metrics["k1_share"] >= 1 - metrics["products_with_distinct_groups"] / 6  # fewer differ where none should
-
-
-def test_k1_share_counts_what_is_not_distinct(state: Path) -> None:
-    with Store(state, readonly=True) as store, open_view(store) as view:
-        groupings = [view.groups(product.product_id) for product in view.products()]
-        n_distinct = sum(g is not None and len(g.groups) > 1 and g.distinct for g in groupings)
-        assert k1_share(view) == pytest.approx(1 - n_distinct / len(groupings))
 
 
 def test_a_state_is_evaluated_with_and_without_the_truth(

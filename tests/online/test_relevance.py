@@ -50,13 +50,17 @@ def draw(
 
 
 def search_all(
-    search: AttributeSearch, seed: int, n: int, drivers: dict[str, int | None]
+    search: AttributeSearch,
+    seed: int,
+    n: int,
+    drivers: dict[str, int | None],
+    category_of: dict[int, str | None] = CATEGORY_OF,
 ) -> list[tuple[list[int], int]]:
     rows, residuals = draw(seed, n, drivers)
     findings = []
     for start in range(0, n, 500):
         part = slice(start, start + 500)
-        findings += search.observe_many(rows.take(part), residuals[part], CREATIVES_OF, CATEGORY_OF)
+        findings += search.observe_many(rows.take(part), residuals[part], CREATIVES_OF, category_of)
     return [(finding.products, finding.field) for finding in findings]
 
 
@@ -92,10 +96,12 @@ def test_a_search_ends_and_a_change_starts_it_anew_for_the_products_that_changed
 def test_products_without_category_are_searched_only_when_their_tastes_have_changed() -> None:
     search = AttributeSearch(CARDINALITIES, bank())
     nowhere: dict[int, str | None] = dict.fromkeys(range(N_PRODUCTS))
-    rows, residuals = draw(1, 60_000, {"shoes": 1, "lamps": 1})
-    assert search.observe_many(rows, residuals, CREATIVES_OF, nowhere) == []
+    tastes: dict[str, int | None] = {"shoes": 1, "lamps": 1}
+    assert search_all(search, 1, 20_000, tastes, nowhere) == []
     search.restart([4], nowhere)
-    assert [f.products for f in search.observe_many(rows, residuals, CREATIVES_OF, nowhere)] == [[4]]
+    found = search_all(search, 1, 60_000, tastes, nowhere)
+    assert found
+    assert all(finding == ([4], 1) for finding in found)
 
 
 def test_it_goes_on_from_the_state(tmp_path: Path) -> None:

@@ -49,17 +49,21 @@ def test_replay_is_uniform_over_rows() -> None:
 @given(
     st.lists(
         st.tuples(
-            st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.booleans(), st.binary(min_size=3, max_size=3)
+            st.integers(0, 2**32 - 1),
+            st.integers(0, 2**32 - 1),
+            st.booleans(),
+            st.binary(min_size=3, max_size=3),
+            st.sampled_from([1, -1]),
         ),
         max_size=8,
     )
 )
-def test_rows_round_trip_through_their_bytes(rows: list[tuple[int, int, bool, bytes]]) -> None:
+def test_rows_round_trip_through_their_bytes(rows: list[tuple[int, int, bool, bytes, int]]) -> None:
     attributes = np.frombuffer(b"".join(row[3] for row in rows), np.uint8).reshape(-1, 3)
     labelled = LabelledRows(
         Rows(np.array([row[0] for row in rows], np.int64), np.array([row[1] for row in rows], np.int64), attributes),
         np.array([row[2] for row in rows], np.float32),
-        np.ones(len(rows), np.float32),
+        np.array([row[4] for row in rows], np.float32),
     )
     packed = pack_rows(labelled)
     assert len(packed) == len(rows) * (4 + 4 + 1 + 3)
@@ -67,4 +71,4 @@ def test_rows_round_trip_through_their_bytes(rows: list[tuple[int, int, bool, by
     for name in ("products", "creatives", "attributes"):
         assert (getattr(found.rows, name) == getattr(labelled.rows, name)).all()
     assert (found.clicks == labelled.clicks).all()
-    assert (found.weights == 1).all()
+    assert (found.weights == labelled.weights).all()
