@@ -175,8 +175,10 @@ class PreferenceLearner:
             # The constants of the features are those of what is registered when learning starts.
             self._model.fit_features(self._bank.titles(), self._bank.images())
             self._average.vector.copy_(self._flat.vector)
-        for start in range(0, len(labelled), self._settings.batch_rows):
-            new = labelled.take(slice(start, start + self._settings.batch_rows))
+        # Every step takes an equal part from all over the rows: corrections, which come last, would fill one of their own.
+        n_steps = -(-len(labelled) // self._settings.batch_rows)
+        for step in range(n_steps):
+            new = labelled.take(slice(step, None, n_steps))
             rng = np.random.default_rng([self._seed, self._head.n_steps])
             old = self._replay.sample(round(len(new) * self._settings.replay_ratio), self._head.replay_floors, rng)
             self._step(LabelledRows.concatenate([new, old]) if len(old) else new)
