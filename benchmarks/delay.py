@@ -44,7 +44,7 @@ class DelayRun:
 
 _WORLD: Final = SimulatorSettings(catalogue=CatalogueSettings(n_products=48))
 _TASTES: Final = _WORLD.world.model_copy(update={"mean_ctr": 0.06, "taste_strength": 0.85})
-RUN: Final = DelayRun(_WORLD.model_copy(update={"world": _TASTES}), 400_000, 200_000, 10_000)
+RUN: Final = DelayRun(_WORLD.model_copy(update={"world": _TASTES}), 400_000, 200_000, 5_000)
 QUICK_RUN: Final = DelayRun(RUN.world, 60_000, 20_000, 2_000)
 
 

@@ -70,8 +70,8 @@ def bench_learn(
     Metrics, those of the further worlds with their prefix (``weak_``: the demo's weaker tastes at 6% CTR; ``sparse_``:
     1.5% CTR, 1.5 million impressions): ``auroc`` on held-out impressions; ``auroc_ceiling``, that of the true CTR by
     segment and creative, and ``auroc_share``, the share of what it has above 0.5; ``ctr`` and ``rows_s``. In the first
-    world also ``auroc_batch``, the best of five shuffled epochs of the same model, without replay and with its own decay, and the baselines' one pass:
-    ``auroc_fm``, ``auroc_logistic`` and ``auroc_creative_ctr``.
+    world also ``auroc_batch``, the best of five shuffled epochs of the same model (without replay, with a decay of its
+    own), and the baselines' one pass: ``auroc_fm``, ``auroc_logistic`` and ``auroc_creative_ctr``.
 
     Parameters
     ----------

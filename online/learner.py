@@ -175,7 +175,7 @@ class PreferenceLearner:
             # The constants of the features are those of what is registered when learning starts.
             self._model.fit_features(self._bank.titles(), self._bank.images())
             self._average.vector.copy_(self._flat.vector)
-        # Every step takes an equal part from all over the rows: corrections, which come last, would fill one of their own.
+        # Every step takes an equal part from all over the rows: corrections, which come last, would fill one alone.
         n_steps = -(-len(labelled) // self._settings.batch_rows)
         for step in range(n_steps):
             new = labelled.take(slice(step, None, n_steps))

@@ -1,7 +1,6 @@
 """Replay: the last labelled rows, from which each step learns some again.
 
-A label that was taken back is replayed as what it was, once given and once taken back, so that in the mean nothing of
-it is left.
+A label that was taken back is not replayed: neither the row that it was given to nor the one that took it back.
 """
 
 from __future__ import annotations
@@ -34,7 +33,11 @@ class Replay:
 
     def append(self, number: int, rows: LabelledRows) -> list[int]:
         """Append a block; return the numbers of those that fell out."""
+        rows = LabelledRows(rows.rows, rows.clicks, rows.weights.copy())
         self._blocks.append((number, rows))
+        for row in np.flatnonzero(rows.weights < 0):
+            rows.weights[row] = 0
+            self._cancel(rows, int(row))
         self._n_rows += len(rows)
         self._all = None
         dropped = []
@@ -43,6 +46,22 @@ class Replay:
             self._n_rows -= len(old_rows)
             dropped.append(old_number)
         return dropped
+
+    def _cancel(self, taken_back: LabelledRows, row: int) -> None:
+        """Give weight 0 to the newest row that is equal to one whose label is taken back; it may have fallen out.
+
+        Any equal row does, and the newest is the same after a restart, when those that fell out are not there.
+        """
+        rows = taken_back.rows
+        for _, block in reversed(self._blocks):
+            equal = (block.rows.creatives == rows.creatives[row]) & (block.weights > 0)
+            equal &= (block.rows.products == rows.products[row]) & (block.clicks == taken_back.clicks[row])
+            found = np.flatnonzero(equal)
+            found = found[(block.rows.attributes[found] == rows.attributes[row]).all(axis=1)]
+            if len(found):
+                block.weights[found[-1]] = 0
+                self._all = None
+                return
 
     def _rows(self) -> tuple[LabelledRows, npt.NDArray[np.int64]]:
         """Return all rows, and the block that each is of."""
@@ -54,11 +73,15 @@ class Replay:
         return self._all
 
     def sample(self, n_rows: int, floors: dict[int, int], rng: np.random.Generator) -> LabelledRows:
-        """Return up to ``n_rows`` rows, drawn uniformly; those below their product's floor are left out."""
+        """Return up to ``n_rows`` rows, drawn uniformly.
+
+        Those below their product's floor are left out, and those whose label was taken back.
+        """
         if not self._blocks or not n_rows:
             return NO_ROWS
         rows, numbers = self._rows()
         index = rng.integers(len(rows), size=n_rows)
+        index = index[rows.weights[index] > 0]
         for product, floor in floors.items():
             index = index[(rows.rows.products[index] != product) | (numbers[index] >= floor)]
         return rows.take(index)

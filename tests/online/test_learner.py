@@ -12,6 +12,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from online.features import FeatureBank
+from online.gated import GatedModel
 from online.learner import Encoder, PreferenceLearner
 from online.mismatch import WeightsMismatchError
 from online.model import FlatParameters
@@ -141,6 +142,7 @@ def test_users_with_other_attributes_have_other_embeddings_and_products_see_them
 def test_tastes_are_what_decides_which_image_a_user_prefers(learnt: Learnt) -> None:
     weights = learnt.model.average_weights()
     model = learnt.model.new_model()
+    assert isinstance(model, GatedModel)
     tastes = Encoder(model, weights, bank(), "taste")
     rows = draw(200, 5).rows
     creatives_of = {product: np.unique(rows.creatives[rows.products == product]) for product in range(N_PRODUCTS)}
@@ -223,6 +225,7 @@ def auroc(model: PreferenceLearner, asked: LabelledRows, product: int) -> float:
 
 def heeded(model: PreferenceLearner) -> list[int]:
     encoder = model.new_model()
+    assert isinstance(encoder, GatedModel)
     flat = FlatParameters(encoder)
     flat.vector.copy_(torch.from_numpy(np.frombuffer(model.average_weights(), np.float32).copy()))
     return encoder.heeded_fields(bank().titles(np.arange(N_PRODUCTS))).tolist()
@@ -255,3 +258,13 @@ def test_rows_of_a_product_that_relearns_weigh_more() -> None:
     still, stressed = learn(learner(), draw(2_000, 1)), learn(learner(), draw(2_000, 1))
     stressed.relearn([1], CATEGORIES)
     assert still.average_weights() != learn(stressed, draw(64, 2)).average_weights()
+
+
+def test_corrections_are_spread_over_the_steps_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[LabelledRows] = []
+    monkeypatch.setattr(PreferenceLearner, "_step", lambda self, labelled: taken.append(labelled))
+    new, late = draw(150, 1), draw(30, 2)
+    labelled = LabelledRows.concatenate([new, LabelledRows(late.rows, late.clicks, -late.weights)])
+    learner(SETTINGS.model_copy(update={"replay_ratio": 0.0})).learn_many(labelled)
+    assert [len(step) for step in taken] == [60, 60, 60]
+    assert [int((step.weights < 0).sum()) for step in taken] == [10, 10, 10]

@@ -72,3 +72,44 @@ def test_rows_round_trip_through_their_bytes(rows: list[tuple[int, int, bool, by
         assert (getattr(found.rows, name) == getattr(labelled.rows, name)).all()
     assert (found.clicks == labelled.clicks).all()
     assert (found.weights == labelled.weights).all()
+
+
+def corrected(label: int, creative: int, n: int = 1) -> LabelledRows:
+    """A label that is taken back."""
+    rows = block(n, 1, creative)
+    return LabelledRows(rows.rows, np.full(n, label, np.float32), np.full(n, -1, np.float32))
+
+
+def test_a_label_that_is_taken_back_is_not_replayed() -> None:
+    replay = Replay(1_000)
+    replay.append(0, block(3, 1, 7))
+    replay.append(1, LabelledRows.concatenate([block(5, 1, 8), corrected(0, 7, 2)]))
+    sampled = replay.sample(8_000, {}, np.random.default_rng(0))
+    assert (sampled.weights > 0).all()
+    # One of three rows of creative 7 is left beside five of creative 8, of ten rows in all.
+    assert np.mean(sampled.rows.creatives == 7) == pytest.approx(1 / 6, abs=0.02)
+    assert len(sampled) == pytest.approx(8_000 * 6 / 10, rel=0.05)
+
+
+def test_what_is_taken_back_is_the_newest_equal_row_so_that_a_restart_finds_the_same() -> None:
+    blocks = [
+        block(40, 1, 7),
+        block(40, 1, 8),
+        LabelledRows.concatenate([block(30, 1, 7), corrected(0, 7)]),
+        block(40, 1, 9),
+    ]
+    replay, again = Replay(100), Replay(100)
+    dropped = [number for n, rows in enumerate(blocks) for number in replay.append(n, rows)]
+    assert dropped == [0]
+    for number, rows in enumerate(blocks[1:], start=1):
+        again.append(number, rows)
+    first, second = (r.sample(5_000, {}, np.random.default_rng(0)) for r in (replay, again))
+    assert np.array_equal(first.rows.creatives, second.rows.creatives)
+
+
+def test_a_label_whose_row_has_fallen_out_takes_nothing_else_back() -> None:
+    replay = Replay(1_000)
+    replay.append(0, block(10, 2, 7))
+    replay.append(1, corrected(0, 7))
+    replay.append(2, LabelledRows.concatenate([block(1, 1, 8), corrected(0, 8)]))  # in one block with its row
+    assert len(replay.sample(1_300, {}, np.random.default_rng(0))) == pytest.approx(1_000, abs=60)
