@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 
 from benchmarks.core_run import CoreRun
+from benchmarks.learn import of_form, predict
 from benchmarks.measured import QUICK_SEEDS, REPORTING_SEEDS, Measured, over_seeds
 from benchmarks.worlds import BenchWorld, Ints
 from offline.reference import agreement, batch_groups
@@ -25,6 +26,9 @@ N_USERS: Final = 2_000
 
 N_CHURN_USERS: Final = 500
 """Users whose group is looked at after every regrouping."""
+
+
+N_HELD_OUT: Final = 50_000
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,8 @@ def _world(taste_strength: float) -> SimulatorSettings:
 RUNS: Final[Mapping[str, GroupRun]] = {
     "": GroupRun(_world(0.85), 600_000),
     "flat_": GroupRun(_world(0.0), 600_000),
-    "short_": GroupRun(_world(0.85), 120_000),
-    "paper_": GroupRun(_world(0.85), 120_000, "paper"),
+    "short_": GroupRun(_world(0.85), 60_000),
+    "paper_": GroupRun(_world(0.85), 60_000, "paper"),
 }
 QUICK_RUNS: Final[Mapping[str, GroupRun]] = {"": GroupRun(_world(0.85), 100_000)}
 
@@ -69,7 +73,8 @@ def bench_group(
     means over products; ``k_near_share`` of the products whose K is within 1 of the number of segments; ``k1_share`` of
     those whose users count as one group (no group, one, or groups whose preferences the test does not tell apart);
     ``id_churn``, the share of users whose group has another id after a regrouping, in the second half;
-    ``ndcg_between_groups`` of their creatives by shrunk CTR and ``ndcg_null_split``, the same of random halves.
+    ``ndcg_between_groups`` of their creatives by shrunk CTR and ``ndcg_null_split``, the same of random halves; and the
+    ``auroc`` on held-out impressions.
 
     Parameters
     ----------
@@ -91,21 +96,18 @@ def bench_group(
     return over_seeds(figures)
 
 
-def of_form(online: OnlineSettings, form: ModelForm) -> OnlineSettings:
-    """Return settings with another form of the model, and the space that it groups users in."""
-    model = online.model.model_copy(update={"form": form})
-    groups = online.groups.model_copy(update={"space": "embedding" if form == "paper" else online.groups.space})
-    return online.model_copy(update={"model": model, "groups": groups})
-
-
 def _group(run: GroupRun, seed: int, online: OnlineSettings) -> dict[str, float]:
     import torch
+    from sklearn.metrics import roc_auc_score
 
     torch.set_num_threads(online.torch_threads)
     settings = of_form(online, run.form)
     world = BenchWorld(run.world.model_copy(update={"seed": seed}), settings)
     course = CoreRun(world, settings, micro_batch_rows=MICRO_BATCH_ROWS)
     figures = {"id_churn": _churn(run, seed, course, world)}
+    held_out = world.draw(N_HELD_OUT, np.random.default_rng([seed, 13]))
+    predicted = predict(course.core.learner, world.rows(held_out).rows)
+    figures["auroc"] = float(roc_auc_score(held_out.clicks, predicted))
     products = [_rate(course, world, product, settings) for product in range(world.n_products)]
     for name in products[0]:
         values = [product[name] for product in products if product[name] is not None]

@@ -69,7 +69,7 @@ class BenchWorld:
     def __init__(self, simulator: SimulatorSettings, online: OnlineSettings) -> None:
         from generator.procedural import ProceduralRenderer
 
-        self._seed = simulator.seed
+        self.simulator = simulator
         settings = simulator.model_copy(update={"cache_dir": simulator.cache_dir.expanduser()})
         self.stage: Stage = set_stage(settings, ProceduralRenderer())
         self.world: World = self.stage.world
@@ -100,7 +100,7 @@ class BenchWorld:
     def shifted(self, categories: Sequence[str], kind: ShiftKind) -> BenchWorld:
         """Return this world after the tastes in some categories changed; products, creatives and users are shared."""
         after = copy.copy(self)
-        after.world = self.world.shift(categories, kind, self._seed)
+        after.world = self.world.shift(categories, kind, self.simulator.seed)
         return after
 
     @property

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks.core_run import CoreRun
-from benchmarks.groups import GroupRun, bench_group, of_form
+from benchmarks.groups import GroupRun, bench_group
+from benchmarks.learn import of_form
 from benchmarks.measured import Measured
 from benchmarks.value import ValueRun, bench_value
 from benchmarks.worlds import BenchWorld
@@ -30,7 +31,7 @@ def measured(simulator: SimulatorSettings, flat: SimulatorSettings, online: Onli
 
 
 def test_every_figure_is_a_share(measured: Measured) -> None:
-    shares = ("nmi", "k1_share", "id_churn", "k_near_share", "ndcg_between_groups", "ndcg_null_split")
+    shares = ("auroc", "nmi", "k1_share", "id_churn", "k_near_share", "ndcg_between_groups", "ndcg_null_split")
     for prefix in ("", "flat_", "paper_"):
         for name in shares:
             assert 0 <= measured.metrics[prefix + name] <= 1, prefix + name

@@ -19,7 +19,7 @@ def measured(simulator: SimulatorSettings, online: OnlineSettings) -> Measured:
 
 
 def test_every_figure_has_its_interval(measured: Measured) -> None:
-    models = ["auroc_batch", "auroc_fm", "auroc_logistic", "auroc_creative_ctr"]
+    models = ["auroc_batch", "auroc_fm", "auroc_logistic", "auroc_creative_ctr", "rows_ratio_plain"]
     common = ["auroc", "auroc_ceiling", "auroc_share", "ctr", "rows_s"]
     assert {name for name in measured.metrics if not name.endswith(("_low", "_high"))} == {
         *common,

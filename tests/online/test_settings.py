@@ -10,7 +10,7 @@ from online.settings import GroupSettings, ModelSettings, OnlineSettings
 
 def test_the_papers_form_groups_by_the_embedding() -> None:
     paper = ModelSettings(form="paper")
-    with pytest.raises(ValidationError, match=r"online.groups.space is 'taste'.*Set online.groups.space to 'embedding'"):
+    with pytest.raises(ValidationError, match=r"space is 'taste'.*Set online.groups.space to 'embedding'"):
         OnlineSettings(model=paper)
     assert OnlineSettings(model=paper, groups=GroupSettings(space="embedding")).model.form == "paper"
 
