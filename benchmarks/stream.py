@@ -40,6 +40,7 @@ _PARTS: Final[tuple[tuple[str, type, str], ...]] = (
     ("group", Grouping, "observe_many"),
     ("group", Grouping, "refresh"),
     ("learn", PreferenceLearner, "predict_with_preference"),
+    ("learn", PreferenceLearner, "search"),
     ("learn", PreferenceLearner, "learn_many"),
     ("commit", Store, "commit"),
 )

@@ -51,9 +51,6 @@ from streams.join import Join, Joined, Received, Refused, new_impressions, undec
 from streams.merge import Message
 from streams.settings import StreamSettings
 
-MIN_CELL_IMPRESSIONS = 30
-"""Impressions that a group needs on average per creative before its preferences are compared."""
-
 
 class Head(msgspec.Struct, array_like=True):
     """The pipeline's small numbers."""
