@@ -304,6 +304,8 @@ class PreferenceLearner:
         self._head.n_blocks += 1
         self._new_blocks.append((number, pack_rows(labelled)))
         self._dropped_blocks += self._replay.append(number, labelled)
+        floors = self._head.replay_floors
+        self._head.replay_floors = {product: floor for product, floor in floors.items() if floor > self._replay.oldest}
 
     def write(self, changes: ChangeSet) -> None:
         """Write what has changed since the last call."""

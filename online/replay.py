@@ -31,6 +31,11 @@ class Replay:
         self._n_rows = 0
         self._all: tuple[LabelledRows, npt.NDArray[np.int64]] | None = None
 
+    @property
+    def oldest(self) -> int:
+        """Return the number of the oldest block that is kept; 0 without any."""
+        return self._blocks[0][0] if self._blocks else 0
+
     def append(self, number: int, rows: LabelledRows) -> list[int]:
         """Append a block; return the numbers of those that fell out."""
         rows = LabelledRows(rows.rows, rows.clicks, rows.weights.copy())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -13,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from online.features import FeatureBank
 from online.gated import GatedModel
-from online.learner import Encoder, PreferenceLearner
+from online.learner import Encoder, LearnerHead, PreferenceLearner
 from online.mismatch import WeightsMismatchError
 from online.model import FlatParameters
 from online.rows import LabelledRows, Rows
@@ -268,3 +269,18 @@ def test_corrections_are_spread_over_the_steps_of_a_batch(monkeypatch: pytest.Mo
     learner(SETTINGS.model_copy(update={"replay_ratio": 0.0})).learn_many(labelled)
     assert [len(step) for step in taken] == [60, 60, 60]
     assert [int((step.weights < 0).sum()) for step in taken] == [10, 10, 10]
+
+
+def test_a_floor_below_all_that_is_kept_is_forgotten(tmp_path: Path) -> None:
+    model = learn(learner(), draw(1_000, 1))
+    model.relearn([1], CATEGORIES)
+    floors = []
+    for step in range(8):
+        learn(model, draw(200, 10 + step))
+        changes = ChangeSet()
+        model.write(changes)
+        head = next(value for table, key, value in changes if (table, key) == (Table.LEARNER, b"head"))
+        assert head is not None
+        floors.append(msgspec.msgpack.decode(head, type=LearnerHead).replay_floors)
+    assert floors[0] == {1: 5}
+    assert floors[-1] == {}
