@@ -229,7 +229,8 @@ class AttributeSearch:
         variances, vectors = np.linalg.eigh(own.T @ own)
         best = np.flatnonzero(variances > 1e-9 * max(variances[-1], 1e-30))[-N_DIRECTIONS:]
         directions = vectors[:, best] / np.where(deviation > 1e-4, deviation, 1.0)[:, None]
-        self._directions = directions.astype(np.float32)
+        # Laid out as after a restart: the layout decides how a product with it is rounded.
+        self._directions = np.ascontiguousarray(directions, np.float32)
         self._n_fitted = n_creatives
         self._new_directions = True
         for key, search in self._searches.items():
