@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.learn import learn_batch, new_learner, predict
-from benchmarks.measured import QUICK_SEEDS, REPORTING_SEEDS, Measured, over_seeds
-from benchmarks.worlds import BenchWorld, Impressions, Ints
+from benchmarks.measured import Measured, over_runs, seeds_of
+from benchmarks.worlds import BenchWorld, Impressions, Ints, bench_world
 from online.learner import PreferenceLearner
 from online.rows import LabelledRows
 from online.settings import OnlineSettings
-from simulator.settings import CatalogueSettings, SimulatorSettings
+from simulator.settings import SimulatorSettings
 
 Floats = npt.NDArray[np.float64]
 
@@ -42,9 +42,7 @@ class DelayRun:
     mean_delay: int
 
 
-_WORLD: Final = SimulatorSettings(catalogue=CatalogueSettings(n_products=48))
-_TASTES: Final = _WORLD.world.model_copy(update={"mean_ctr": 0.06, "taste_strength": 0.85})
-RUN: Final = DelayRun(_WORLD.model_copy(update={"world": _TASTES}), 400_000, 200_000, 5_000)
+RUN: Final = DelayRun(bench_world(mean_ctr=0.06), 400_000, 200_000, 5_000)
 QUICK_RUN: Final = DelayRun(RUN.world, 60_000, 20_000, 2_000)
 
 
@@ -94,8 +92,7 @@ def bench_delay(
     """
     online = OnlineSettings() if online is None else online
     chosen = run or (QUICK_RUN if quick else RUN)
-    figures = {seed: _delay(chosen, seed, online) for seed in seeds or (QUICK_SEEDS if quick else REPORTING_SEEDS)}
-    return over_seeds(figures)
+    return over_runs({"": chosen}, seeds_of(seeds, quick=quick), lambda run, seed: _delay(run, seed, online))
 
 
 def _delay(run: DelayRun, seed: int, online: OnlineSettings) -> dict[str, float]:

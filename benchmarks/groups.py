@@ -13,12 +13,12 @@ import numpy as np
 
 from benchmarks.core_run import CoreRun
 from benchmarks.learn import of_form, predict
-from benchmarks.measured import QUICK_SEEDS, REPORTING_SEEDS, Measured, over_seeds
-from benchmarks.worlds import BenchWorld, Ints
+from benchmarks.measured import Measured, over_runs, seeds_of
+from benchmarks.worlds import BenchWorld, Ints, bench_world
 from offline.reference import agreement, batch_groups
 from online.ranking import mean_ndcg_between_groups, null_ndcg
 from online.settings import ModelForm, OnlineSettings
-from simulator.settings import CatalogueSettings, SimulatorSettings
+from simulator.settings import SimulatorSettings
 
 MICRO_BATCH_ROWS: Final = 1_024
 N_USERS: Final = 2_000
@@ -26,7 +26,6 @@ N_USERS: Final = 2_000
 
 N_CHURN_USERS: Final = 500
 """Users whose group is looked at after every regrouping."""
-
 
 N_HELD_OUT: Final = 50_000
 
@@ -40,22 +39,14 @@ class GroupRun:
     form: ModelForm = "shipped"
 
 
-_WORLD: Final = SimulatorSettings(catalogue=CatalogueSettings(n_products=48))
-
-
-def _world(taste_strength: float) -> SimulatorSettings:
-    world = _WORLD.world.model_copy(update={"mean_ctr": 0.06, "taste_strength": taste_strength})
-    return _WORLD.model_copy(update={"world": world})
-
-
 # The paper's form takes long: the two forms are compared after fewer impressions.
 RUNS: Final[Mapping[str, GroupRun]] = {
-    "": GroupRun(_world(0.85), 600_000),
-    "flat_": GroupRun(_world(0.0), 600_000),
-    "short_": GroupRun(_world(0.85), 60_000),
-    "paper_": GroupRun(_world(0.85), 60_000, "paper"),
+    "": GroupRun(bench_world(mean_ctr=0.06), 600_000),
+    "flat_": GroupRun(bench_world(mean_ctr=0.06, taste_strength=0.0), 600_000),
+    "short_": GroupRun(bench_world(mean_ctr=0.06), 60_000),
+    "paper_": GroupRun(bench_world(mean_ctr=0.06), 60_000, "paper"),
 }
-QUICK_RUNS: Final[Mapping[str, GroupRun]] = {"": GroupRun(_world(0.85), 100_000)}
+QUICK_RUNS: Final[Mapping[str, GroupRun]] = {"": GroupRun(bench_world(mean_ctr=0.06), 100_000)}
 
 
 def bench_group(
@@ -87,13 +78,7 @@ def bench_group(
     """
     online = OnlineSettings() if online is None else online
     chosen = runs or (QUICK_RUNS if quick else RUNS)
-    figures: dict[int, dict[str, float]] = {}
-    for seed in seeds or (QUICK_SEEDS if quick else REPORTING_SEEDS):
-        figures[seed] = {}
-        for prefix, run in chosen.items():
-            for name, value in _group(run, seed, online).items():
-                figures[seed][prefix + name] = value
-    return over_seeds(figures)
+    return over_runs(chosen, seeds_of(seeds, quick=quick), lambda run, seed: _group(run, seed, online))
 
 
 def _group(run: GroupRun, seed: int, online: OnlineSettings) -> dict[str, float]:

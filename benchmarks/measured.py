@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 REPORTING_SEEDS: Final = (11, 12, 13, 14, 15)
 """Worlds whose figures are reported. Worlds 101 to 104 were used for tuning and are never among them."""
@@ -20,6 +20,26 @@ class Measured:
     metrics: dict[str, float | int]
     seeds: dict[str, int] = field(default_factory=dict)
     detail: dict[str, Any] = field(default_factory=dict)
+
+
+Run = TypeVar("Run")
+
+
+def seeds_of(seeds: Sequence[int] | None, *, quick: bool) -> Sequence[int]:
+    """Return the named seeds, or those of a quick or a whole benchmark where none are named."""
+    return seeds or (QUICK_SEEDS if quick else REPORTING_SEEDS)
+
+
+def over_runs(
+    runs: Mapping[str, Run], seeds: Sequence[int], measure: Callable[[Run, int], Mapping[str, float]]
+) -> Measured:
+    """Measure every run with every seed; the figures carry the name of their run in front."""
+    figures: dict[int, dict[str, float]] = {}
+    for seed in seeds:
+        figures[seed] = {}
+        for prefix, run in runs.items():
+            figures[seed] |= {prefix + name: value for name, value in measure(run, seed).items()}
+    return over_seeds(figures)
 
 
 def over_seeds(runs: Mapping[int, Mapping[str, float]]) -> Measured:

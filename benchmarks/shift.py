@@ -17,10 +17,10 @@ import numpy as np
 
 from benchmarks.core_run import CoreRun
 from benchmarks.learn import predict
-from benchmarks.measured import QUICK_SEEDS, REPORTING_SEEDS, Measured, over_seeds
-from benchmarks.worlds import BenchWorld, Ints
+from benchmarks.measured import Measured, over_runs, seeds_of
+from benchmarks.worlds import BenchWorld, Ints, bench_world
 from online.settings import OnlineSettings
-from simulator.settings import CatalogueSettings, ShiftKind, SimulatorSettings
+from simulator.settings import ShiftKind, SimulatorSettings
 from state.store import Store
 
 MICRO_BATCH_ROWS: Final = 1_024
@@ -47,9 +47,7 @@ class ShiftRun:
     n_held_out: int
 
 
-_WORLD: Final = SimulatorSettings(catalogue=CatalogueSettings(n_products=48))
-_TASTES: Final = _WORLD.world.model_copy(update={"mean_ctr": 0.06, "taste_strength": 0.85})
-RUN: Final = ShiftRun(_WORLD.model_copy(update={"world": _TASTES}), 400_000, 350_000, 100_000)
+RUN: Final = ShiftRun(bench_world(mean_ctr=0.06), 400_000, 350_000, 100_000)
 QUICK_RUN: Final = ShiftRun(RUN.world, 120_000, 30_000, 30_000)
 
 
@@ -81,8 +79,7 @@ def bench_shift(
     """
     online = OnlineSettings() if online is None else online
     chosen = run or (QUICK_RUN if quick else RUN)
-    figures = {seed: _shift(chosen, seed, online) for seed in seeds or (QUICK_SEEDS if quick else REPORTING_SEEDS)}
-    return over_seeds(figures)
+    return over_runs({"": chosen}, seeds_of(seeds, quick=quick), lambda run, seed: _shift(run, seed, online))
 
 
 @dataclass

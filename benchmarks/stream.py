@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from benchmarks.log import SimulatedLog, is_registration, simulate_log, simulator_settings, work_off
-from benchmarks.measured import QUICK_SEEDS, REPORTING_SEEDS, Measured, over_seeds
+from benchmarks.measured import Measured, over_runs, seeds_of
 from online.grouping import Grouping
 from online.learner import PreferenceLearner
 from online.settings import OnlineSettings
@@ -78,12 +78,13 @@ def bench_stream(
     if simulator is None:
         simulator = simulator_settings(N_QUICK_IMPRESSIONS if quick else N_IMPRESSIONS, quick=quick)
     streams = StreamSettings()
-    runs = {}
-    for seed in seeds or (QUICK_SEEDS if quick else REPORTING_SEEDS):
-        log = simulate_log(simulator.model_copy(update={"seed": seed}), streams)
+
+    def measure(world: SimulatorSettings, seed: int) -> dict[str, float]:
+        log = simulate_log(world.model_copy(update={"seed": seed}), streams)
         with tempfile.TemporaryDirectory(prefix="osmf-bench-") as folder, Store(Path(folder), sync=sync) as store:
-            runs[seed] = {**_stream(log, streams, online, store), **_decode(log, streams)}
-    return over_seeds(runs)
+            return {**_stream(log, streams, online, store), **_decode(log, streams)}
+
+    return over_runs({"": simulator}, seeds_of(seeds, quick=quick), measure)
 
 
 def _stream(log: SimulatedLog, streams: StreamSettings, online: OnlineSettings, store: Store) -> dict[str, float]:

@@ -14,16 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.core_run import CoreRun
-from benchmarks.measured import QUICK_SEEDS, REPORTING_SEEDS, Measured, over_seeds
-from benchmarks.worlds import BenchWorld, Ints
+from benchmarks.measured import Measured, over_runs, seeds_of
+from benchmarks.worlds import BenchWorld, Ints, bench_world
 from online.settings import OnlineSettings
-from simulator.settings import CatalogueSettings, SimulatorSettings
+from simulator.settings import SimulatorSettings
 
 Floats = npt.NDArray[np.float64]
 
 MICRO_BATCH_ROWS: Final = 1_024
-
-_WORLD: Final = SimulatorSettings(catalogue=CatalogueSettings(n_products=48))
 
 
 @dataclass(frozen=True)
@@ -34,18 +32,13 @@ class ValueRun:
     impressions_per_product: tuple[int, ...]
 
 
-def _world(*, mean_ctr: float, taste_strength: float) -> SimulatorSettings:
-    world = _WORLD.world.model_copy(update={"mean_ctr": mean_ctr, "taste_strength": taste_strength})
-    return _WORLD.model_copy(update={"world": world})
-
-
 RUNS: Final[Mapping[str, ValueRun]] = {
-    "": ValueRun(_world(mean_ctr=0.06, taste_strength=0.85), (300, 600, 1_250, 2_500, 6_250)),
-    "sparse_": ValueRun(_world(mean_ctr=0.015, taste_strength=0.85), (600, 1_250, 2_500, 6_250, 12_500)),
-    "flat_": ValueRun(_world(mean_ctr=0.06, taste_strength=0.0), (300, 1_250, 6_250)),
+    "": ValueRun(bench_world(mean_ctr=0.06), (300, 600, 1_250, 2_500, 6_250)),
+    "sparse_": ValueRun(bench_world(mean_ctr=0.015), (600, 1_250, 2_500, 6_250, 12_500)),
+    "flat_": ValueRun(bench_world(mean_ctr=0.06, taste_strength=0.0), (300, 1_250, 6_250)),
 }
 QUICK_RUNS: Final[Mapping[str, ValueRun]] = {
-    "": ValueRun(_world(mean_ctr=0.06, taste_strength=0.85), (300, 1_250)),
+    "": ValueRun(bench_world(mean_ctr=0.06), (300, 1_250)),
 }
 
 
@@ -75,13 +68,7 @@ def bench_value(
     """
     online = OnlineSettings() if online is None else online
     chosen = runs or (QUICK_RUNS if quick else RUNS)
-    figures: dict[int, dict[str, float]] = {}
-    for seed in seeds or (QUICK_SEEDS if quick else REPORTING_SEEDS):
-        figures[seed] = {}
-        for prefix, run in chosen.items():
-            for name, value in _figures(run, seed, online):
-                figures[seed][prefix + name] = value
-    return over_seeds(figures)
+    return over_runs(chosen, seeds_of(seeds, quick=quick), lambda run, seed: dict(_figures(run, seed, online)))
 
 
 def _figures(run: ValueRun, seed: int, online: OnlineSettings) -> Iterator[tuple[str, float]]:

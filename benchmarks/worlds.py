@@ -21,7 +21,7 @@ from online.rows import LabelledRows, Rows
 from online.settings import OnlineSettings
 from online.worker import LazyEncoders
 from simulator.attributes import ATTRIBUTES
-from simulator.settings import ShiftKind, SimulatorSettings
+from simulator.settings import CatalogueSettings, ShiftKind, SimulatorSettings
 from simulator.stage import Stage, set_stage
 from simulator.traffic import user_attributes
 from simulator.world import World
@@ -30,6 +30,17 @@ from streams.events import Product
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+
+STRONG_TASTES = 0.85
+"""Strength of tastes at which what attributes and images can tell has an AUROC of about 0.69 (6% CTR)."""
+
+
+def bench_world(*, mean_ctr: float, taste_strength: float = STRONG_TASTES) -> SimulatorSettings:
+    """Return the world of the benchmarks: 48 products; its seed is set by each run."""
+    world = SimulatorSettings(catalogue=CatalogueSettings(n_products=48))
+    tastes = world.world.model_copy(update={"mean_ctr": mean_ctr, "taste_strength": taste_strength})
+    return world.model_copy(update={"world": tastes})
+
 
 START_MS = 1_748_822_400_000
 """When products and creatives were made; nothing depends on it."""

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.learn import QUICK_SEEDS, REPORTING_SEEDS
-from benchmarks.measured import over_seeds
+from benchmarks.measured import QUICK_SEEDS, REPORTING_SEEDS, over_seeds
 
 
 @pytest.mark.parametrize(
