@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from online.ctr import p_better
+from online.significance import p_better
 
 
 class PairFloorError(ValueError):

@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from online.attributes import AttributeSchema
 from online.counts import Counts
-from online.ctr import interaction_p_value
 from online.encoders import feature_dims
 from online.features import FeatureBank
 from online.grouping import Grouping
@@ -23,6 +22,7 @@ from online.registry import Registry
 from online.rows import LabelledRows, Rows
 from online.settings import OnlineSettings
 from online.shift import CellCounts, Observed, Shift, ShiftDetection, opposition_scores
+from online.significance import interaction_p_value
 from state.records import ImpressionRecord
 from state.store import ChangeSet, ReadTransaction
 

@@ -22,7 +22,7 @@ from online.mismatch import WeightsMismatchError
 from online.model import FlatParameters, ImageSide, PreferenceModel, TitleSide, weight_decays
 from online.relevance import AttributeSearch
 from online.replay import Replay, pack_rows, unpack_rows
-from online.rows import LabelledRows, Rows
+from online.rows import Candidates, LabelledRows, Rows
 from online.settings import ModelSettings, UserSpace
 from state.records import number_key, split_number_key
 from state.store import ChangeSet, ReadTransaction, Table
@@ -245,12 +245,9 @@ class PreferenceLearner:
     ) -> tuple[Tensor, Tensor]:
         """Return click logits and preferences, both (B,)."""
         titles, title_index, e_ut = self._users(model, rows)
-        of_products = [creatives_of[product] for product in np.unique(rows.products).tolist()]
-        creatives = np.concatenate(of_products)
-        images = model.images(self._bank.images(creatives))
-        order = np.argsort(creatives)
-        image_index = torch.from_numpy(order[np.searchsorted(creatives[order], rows.creatives)])
-        owners = torch.from_numpy(np.repeat(np.arange(len(of_products)), [len(numbers) for numbers in of_products]))
+        candidates = Candidates.of(rows, creatives_of)
+        images = model.images(self._bank.images(candidates.creatives))
+        image_index, owners = torch.from_numpy(candidates.creative_index), torch.from_numpy(candidates.owners)
         logits = model(e_ut, titles, title_index, images, image_index)
         return logits, model.preferences(e_ut, titles, title_index, images, image_index, owners)
 

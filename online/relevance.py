@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from online.features import FeatureBank
-from online.rows import Rows
+from online.rows import Candidates, Rows
 from state.records import SEPARATOR
 from state.store import ChangeSet, ReadTransaction, Table
 
@@ -122,7 +122,9 @@ def relevance(
 
 
 class AttributeSearch:
-    """Searches, for every category, which attribute decides its tastes; of a product without category, for itself.
+    """Searches, for every category, which attribute decides its tastes.
+
+    A product without category is searched for itself, and only once its tastes have changed.
 
     Parameters
     ----------
@@ -215,20 +217,18 @@ class AttributeSearch:
 
     def _fit(self, creatives_of: Mapping[int, Ints]) -> None:
         """Choose the directions; again when there are twice as many creatives, and all searches start anew then."""
-        n_creatives = sum(len(numbers) for numbers in creatives_of.values())
+        n_creatives = len(self._bank.images())
         if n_creatives < 2 * self._n_fitted or not n_creatives:
             return
         step = -(-n_creatives // N_FITTED_CREATIVES)
         chosen = [numbers for product, numbers in sorted(creatives_of.items()) if product % step == 0]
         images = self._bank.images(np.concatenate(chosen)).double().numpy()  # (C, D)
-        starts = np.cumsum([0, *(len(numbers) for numbers in chosen[:-1])])
-        sizes = np.array([len(numbers) for numbers in chosen])
         deviation = images.std(axis=0)
-        images = images / np.where(deviation > 1e-4, deviation, 1.0)
-        own = images - np.repeat(np.add.reduceat(images, starts) / sizes[:, None], sizes, axis=0)
+        scale = np.where(deviation > 1e-4, deviation, 1.0)
+        own = _own(images / scale, np.repeat(np.arange(len(chosen)), [len(numbers) for numbers in chosen]))
         variances, vectors = np.linalg.eigh(own.T @ own)
         best = np.flatnonzero(variances > 1e-9 * max(variances[-1], 1e-30))[-N_DIRECTIONS:]
-        directions = vectors[:, best] / np.where(deviation > 1e-4, deviation, 1.0)[:, None]
+        directions = vectors[:, best] / scale[:, None]
         # Laid out as after a restart: the layout decides how a product with it is rounded.
         self._directions = np.ascontiguousarray(directions, np.float32)
         self._n_fitted = n_creatives
@@ -240,16 +240,9 @@ class AttributeSearch:
 
     def _values(self, rows: Rows, creatives_of: Mapping[int, Ints]) -> Floats:
         """Return each row's image along the directions, less the mean of its product's creatives, (B, Q)."""
-        products, index = np.unique(rows.products, return_inverse=True)
-        creatives = [creatives_of[product] for product in products.tolist()]
-        sizes = np.array([len(numbers) for numbers in creatives])
-        numbers = np.concatenate(creatives)
-        projected = (self._bank.images(numbers).numpy() @ self._directions).astype(np.float64)  # (C, Q)
-        means = np.add.reduceat(projected, np.cumsum(sizes) - sizes) / sizes[:, None]  # (P, Q)
-        order = np.argsort(numbers)
-        places = order[np.searchsorted(numbers[order], rows.creatives)]
-        values: Floats = projected[places] - means[index]
-        return values
+        candidates = Candidates.of(rows, creatives_of)
+        projected = (self._bank.images(candidates.creatives).numpy() @ self._directions).astype(np.float64)  # (C, Q)
+        return _own(projected, candidates.owners)[candidates.creative_index]
 
     def _add(self, search: Sums, scores: Floats, attributes: npt.NDArray[np.uint8], n_clicks: int) -> None:
         n_values, n_directions = sum(self._cardinalities), scores.shape[1]
@@ -281,11 +274,7 @@ class AttributeSearch:
             search.n_asked += 1
         if search.ended:
             search.scores = search.squares = search.by_value = search.counts = b""
-        ranked = np.argsort(found)
-        best, lead = found[ranked[-1]], found[ranked[-1]] - found[ranked[-2:][0]]
-        before = search.suspected
-        stands_out = best >= MIN_RELEVANCE and (len(found) == 1 or lead >= MIN_LEAD)
-        search.suspected = int(ranked[-1]) if stands_out else None
+        before, search.suspected = search.suspected, _standing_out(found)
         # After a change an attribute is heeded that has been right for long: another one has to stand out twice.
         if search.suspected is None or (search.since_change and search.suspected != before):
             return []
@@ -323,6 +312,21 @@ def _key(product: int, category: str | None) -> bytes:
     if category is None:
         return _SEARCH + b"product" + SEPARATOR + str(product).encode()
     return _SEARCH + b"category" + SEPARATOR + category.encode()
+
+
+def _own(values: Floats, owners: Ints) -> Floats:
+    """Return values of creatives, (C, Q), less the mean over their product's; ``owners`` (C,) are in order."""
+    sizes = np.bincount(owners)
+    means = np.add.reduceat(values, np.cumsum(sizes) - sizes) / sizes[:, None]  # (P, Q)
+    return values - means[owners]
+
+
+def _standing_out(found: Floats) -> int | None:
+    """Return the attribute whose relevance, (N,), is high and well ahead of every other's."""
+    best = int(found.argmax())
+    others = np.delete(found, best)
+    stands_out = found[best] >= MIN_RELEVANCE and (not len(others) or found[best] - others.max() >= MIN_LEAD)
+    return best if stands_out else None
 
 
 def _array(value: bytes, size: int) -> Floats:

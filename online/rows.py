@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +40,41 @@ class Rows:
             np.concatenate([part.creatives for part in parts]),
             np.concatenate([part.attributes for part in parts]),
         )
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The products of some rows, with all creatives that each could have shown.
+
+    Parameters
+    ----------
+    products
+        The distinct products' registration numbers, (P,).
+    product_index
+        Each row's product among them, (B,).
+    creatives, owners
+        Registration numbers of all creatives of these products, product by product, and the place of each one's
+        product, both (C,).
+    creative_index
+        Each row's creative among them, (B,).
+    """
+
+    products: npt.NDArray[np.int64]
+    product_index: npt.NDArray[np.int64]
+    creatives: npt.NDArray[np.int64]
+    owners: npt.NDArray[np.int64]
+    creative_index: npt.NDArray[np.int64]
+
+    @staticmethod
+    def of(rows: Rows, creatives_of: Mapping[int, npt.NDArray[np.int64]]) -> Candidates:
+        """Return the candidates of rows; ``creatives_of`` names the creatives of every product."""
+        products, product_index = np.unique(rows.products, return_inverse=True)
+        of_products = [creatives_of[product] for product in products.tolist()]
+        creatives = np.concatenate(of_products)
+        owners = np.repeat(np.arange(len(products)), [len(numbers) for numbers in of_products])
+        order = np.argsort(creatives)
+        creative_index = order[np.searchsorted(creatives[order], rows.creatives)]
+        return Candidates(products, product_index, creatives, owners, creative_index)
 
 
 @dataclass(frozen=True)

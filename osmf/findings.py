@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from online.assignment import Assigner
-from online.ctr import RatioInterval, ratio_interval, shrink
+from online.ctr import shrink
 from online.ranking import mean_ndcg_between_groups, null_ndcg
 from online.settings import OnlineSettings
+from online.significance import RatioInterval, ratio_interval
 from simulator.truth import Truth
 from state.reading import StateView
 from state.records import ArmRecord, Cell, ShiftRecord

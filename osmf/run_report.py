@@ -10,8 +10,8 @@ from urllib.parse import unquote, urlparse
 import numpy as np
 
 from offline.runs import RunRecord
-from online.ctr import RatioInterval
 from online.metrics import MetricPoint
+from online.significance import RatioInterval
 from osmf import report_model as page
 from osmf.figures import Figures, commit, device
 from osmf.findings import (

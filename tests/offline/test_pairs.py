@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from offline.pairs import DuplicateRowError, PairFloorError, make_pairs, pairs_schema
 from offline.snapshot import gaip_schema
-from online.ctr import p_better
+from online.significance import p_better
 
 
 def gaip_rows(cells):
