@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Iterator
 
@@ -10,10 +11,11 @@ import numpy as np
 from benchmarks.worlds import START_MS, BenchWorld, Impressions, Ints
 from online.core import OnlineCore
 from online.ctr import shrink
+from online.expectation import group_ctrs
 from online.settings import OnlineSettings
 from online.shift import Shift
 from state.records import ImpressionRecord
-from state.store import ChangeSet, Store
+from state.store import ChangeSet, Store, Table
 
 MS_PER_IMPRESSION = 3_460
 """Event time between two impressions: about 25,000 a day."""
@@ -42,12 +44,24 @@ class CoreRun:
         self._user_keys = np.array(keys, np.uint32)
         self._codes = [codes.tobytes() for codes in world.codes]
         self.core = OnlineCore(settings, world.registry, world.bank)
+        self.grouping_s = self.learning_s = 0.0
+        """Seconds spent so far on groups, and on predicting and learning."""
 
     def save(self, store: Store) -> None:
         """Write everything that the core has learnt to an empty store."""
         changes = ChangeSet()
         self.core.write(changes)
         store.commit(changes)
+
+    def bytes_per_product(self) -> float:
+        """Return how much of what has been learnt belongs to products, in bytes by product; the model is apart."""
+        changes = ChangeSet()
+        self.core.write(changes)
+        shared = {Table.LEARNER, Table.REPLAY, Table.ENCODERS, Table.META}
+        size = sum(
+            len(key) + len(value or b"") for table in Table if table not in shared for key, value in changes.of(table)
+        )
+        return size / self._world.n_products
 
     def branch(self, world: BenchWorld, store: Store) -> CoreRun:
         """Return another run that goes on from what was saved, in a world that may have changed."""
@@ -67,6 +81,7 @@ class CoreRun:
     def _run(self, batch: Impressions) -> tuple[Ints, list[Shift]]:
         core, registry = self.core, self._world.registry
         product_ids = [registry.product_ids[number] for number in batch.products.tolist()]
+        started_s = time.perf_counter()
         group_ids = core.grouping.observe_many(
             product_ids,
             batch.products,
@@ -75,6 +90,7 @@ class CoreRun:
             self._now_ms,
             self._n_batches,
         )
+        self.grouping_s += time.perf_counter() - started_s
         records = [
             ImpressionRecord(
                 product_id,
@@ -98,31 +114,43 @@ class CoreRun:
             )
         ]
         core.count(records, [record for record in records if record.clicked], self._now_ms)
+        started_s = time.perf_counter()
         shifts = core.learn(records, [], self._now_ms)
+        learnt_s = time.perf_counter()
         core.regroup(self._now_ms, self._n_batches)
+        self.learning_s += learnt_s - started_s
+        self.grouping_s += time.perf_counter() - learnt_s
         self._n_batches += 1
         return group_ids, shifts
 
     def best_creatives(self, product: int) -> tuple[int, dict[int, int]]:
-        """Return a product's best creative for all, and for each group where groups differ: places among its creatives.
+        """Return a product's best creative for all, and for each group: places among its creatives.
 
-        Best is by shrunk live CTR, as served.
+        Best is by the posterior CTR that is served.
         """
         product_id = self._world.registry.product_ids[product]
-        creative_ids = [self._world.creative_ids[number] for number in self._world.creative_numbers[product]]
+        numbers = [int(number) for number in self._world.creative_numbers[product]]
+        creative_ids = [self._world.creative_ids[number] for number in numbers]
         groups = self.core.grouping.groups_of(product_id)
         total = np.zeros((2, 1, len(creative_ids)))
         for (_, creative_id), cell in self.core.counts.cells_of(product_id).items():
             total[:, 0, creative_ids.index(creative_id)] += cell.live_impressions, cell.live_clicks
-        for_all = int(shrink(*total).ctr[0].argmax())
-        if groups is None or not groups.distinct:
-            return for_all, {}
-        impressions, clicks, shown_ids = self.core.table(product_id, live=True)
-        best = shrink(impressions, clicks).ctr.argmax(axis=1)
-        return for_all, {
-            group.group_id: creative_ids.index(shown_ids[column])
-            for group, column in zip(groups.groups, best.tolist(), strict=True)
-        }
+        for_all = shrink(*total)
+        best_for_all = int(for_all.ctr[0].argmax())
+        if groups is None or not groups.groups:
+            return best_for_all, {}
+        group_ids = [group.group_id for group in groups.groups]
+        cells = self.core.counts.cells_of(product_id)
+        impressions, clicks = np.zeros((2, len(group_ids), len(creative_ids)))
+        for (group_id, creative_id), cell in cells.items():
+            if group_id in group_ids:
+                place = group_ids.index(group_id), creative_ids.index(creative_id)
+                impressions[place], clicks[place] = cell.live_impressions, cell.live_clicks
+        relative = self.core.expectations.relative_ctrs(
+            product_id, self._world.registry.products[product_id].category, group_ids, numbers
+        )
+        best = group_ctrs(for_all, impressions, clicks, relative, distinct=groups.distinct).ctr.argmax(axis=1)
+        return best_for_all, dict(zip(group_ids, best.tolist(), strict=True))
 
     def version(self, product: int) -> int:
         """Return the encoder version that a product's groups are of; 0 before it has any."""

@@ -65,7 +65,8 @@ def bench_group(
     those whose users count as one group (no group, one, or groups whose preferences the test does not tell apart);
     ``id_churn``, the share of users whose group has another id after a regrouping, in the second half;
     ``ndcg_between_groups`` of their creatives by shrunk CTR and ``ndcg_null_split``, the same of random halves; and the
-    ``auroc`` on held-out impressions.
+    ``auroc`` on held-out impressions. ``grouping_cost_ratio`` is the time spent on groups by that spent on predicting
+    and learning, ``bytes_per_product`` what is kept of a product in memory and in the state, without the model.
 
     Parameters
     ----------
@@ -90,6 +91,8 @@ def _group(run: GroupRun, seed: int, online: OnlineSettings) -> dict[str, float]
     world = BenchWorld(run.world.model_copy(update={"seed": seed}), settings)
     course = CoreRun(world, settings, micro_batch_rows=MICRO_BATCH_ROWS)
     figures = {"id_churn": _churn(run, seed, course, world)}
+    figures["grouping_cost_ratio"] = course.grouping_s / course.learning_s
+    figures["bytes_per_product"] = course.bytes_per_product()
     held_out = world.draw(N_HELD_OUT, np.random.default_rng([seed, 13]))
     predicted = predict(course.core.learner, world.rows(held_out).rows)
     figures["auroc"] = float(roc_auc_score(held_out.clicks, predicted))

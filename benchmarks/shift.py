@@ -65,8 +65,9 @@ def bench_shift(
     ``found_share`` of the changed categories; ``impressions_to_nmi`` of the category until its groups agree with the
     new segments by 0.8 and ``nmi_share`` of the categories where they did; ``nmi`` of the changed categories at the
     end and ``others_nmi`` of the unchanged; ``others_auroc_loss``, the AUROC of held-out impressions of unchanged
-    categories less than in the run without a change. ``false_alarms_per_million``: shifts by million impressions of
-    categories in which nothing changed, in all runs; ``nmi_before`` of all categories when the change comes.
+    categories less than in the run without a change. ``false_alarms_per_million``: alarms by million impressions of
+    categories in which nothing changed, in all runs (one alarm may name several products of a category);
+    ``nmi_before`` of all categories when the change comes.
 
     Parameters
     ----------
@@ -112,7 +113,7 @@ def _shift(run: ShiftRun, seed: int, online: OnlineSettings) -> dict[str, float]
     course = CoreRun(world, online, micro_batch_rows=MICRO_BATCH_ROWS)
     n_false, n_exposed = 0, run.n_before
     for _, _, shifts in course.work_off(world.draw(run.n_before, np.random.default_rng([seed, 6]))):
-        n_false += len(shifts)
+        n_false += len({world.category(shift.product_id) for shift in shifts})
     figures = {"nmi_before": float(np.mean(list(_nmi(course, world).values())))}
     with tempfile.TemporaryDirectory(prefix="osmf-bench-") as folder, Store(Path(folder), sync=False) as store:
         course.save(store)
@@ -121,12 +122,12 @@ def _shift(run: ShiftRun, seed: int, online: OnlineSettings) -> dict[str, float]
         for kind in KINDS:
             after = world.shifted(changed, kind)
             runs[kind] = _watch(run, seed, course.branch(after, store), after, changed)
-    n_false += len(control.shifts)
+    n_false += len(set(control.shifts))
     n_exposed += sum(control.impressions.values())
     for kind, watched in runs.items():
         figures |= {f"{kind}_{name}": value for name, value in _figures(watched, changed).items()}
         figures[f"{kind}_others_auroc_loss"] = control.auroc_others - watched.auroc_others
-        n_false += sum(category not in changed for category, _ in watched.shifts)
+        n_false += sum(category not in changed for category, _ in set(watched.shifts))
         n_exposed += sum(count for category, count in watched.impressions.items() if category not in changed)
     return figures | {"false_alarms_per_million": 1e6 * n_false / n_exposed}
 
@@ -156,7 +157,7 @@ def _watch(run: ShiftRun, seed: int, course: CoreRun, world: BenchWorld, changed
         for category, count in zip(*np.unique(categories[batch.products], return_counts=True), strict=True):
             watched.impressions[str(category)] += int(count)
         for shift in shifts:
-            category = str(categories[world.registry.products[shift.product_id].number])
+            category = world.category(shift.product_id)
             watched.shifts.append((category, watched.impressions[category]))
         if position % NMI_EVERY_BATCHES == NMI_EVERY_BATCHES - 1:
             for category, nmi in _nmi(course, world).items():

@@ -138,6 +138,10 @@ class BenchWorld:
             np.ones(len(impressions), np.float32),
         )
 
+    def category(self, product_id: str) -> str:
+        """Return a product's category."""
+        return self.world.product_categories[self.registry.products[product_id].number]
+
     def segments(self, product: int) -> Ints:
         """Return every user's segment for a product, (U,)."""
         return self.world.segments(self.world.product_categories[product])

@@ -7,6 +7,7 @@ feeds it from the stream, benchmarks from simulated worlds.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from online.attributes import AttributeSchema
 from online.counts import Counts
 from online.encoders import feature_dims
+from online.expectation import Expectations, expected_log_relative
 from online.features import FeatureBank
 from online.grouping import Grouping
 from online.learner import Encoder, PreferenceLearner
@@ -30,6 +32,20 @@ Floats = npt.NDArray[np.float64]
 
 MIN_CELL_IMPRESSIONS = 30
 """Impressions that a group needs on average per creative before its preferences are compared."""
+
+
+N_EXPECTED_USERS = 256
+"""Users of a product, at most, from whom it is told which creatives each group is expected to prefer."""
+
+
+class Part(Protocol):
+    """A part of what is learnt that is kept in the state."""
+
+    def restore(self, txn: ReadTransaction) -> None:
+        """Continue from the state."""
+
+    def write(self, changes: ChangeSet) -> None:
+        """Write what has changed since the last call."""
 
 
 class OnlineCore:
@@ -61,18 +77,22 @@ class OnlineCore:
             settings.seed,
         )
         self.counts = Counts(settings.counts.half_life_s * 1000)
+        self.expectations = Expectations()
         self._detection = ShiftDetection(settings.shift)
         self._metrics = PrequentialMetrics()
 
     def restore(self, txn: ReadTransaction) -> None:
         """Continue from the state."""
-        for part in (self.learner, self.grouping, self.counts, self._detection, self._metrics):
+        for part in self._parts():
             part.restore(txn)
 
     def write(self, changes: ChangeSet) -> None:
         """Write what has changed since the last call."""
-        for part in (self.learner, self.grouping, self.counts, self._detection, self._metrics):
+        for part in self._parts():
             part.write(changes)
+
+    def _parts(self) -> tuple[Part, ...]:
+        return self.learner, self.grouping, self.expectations, self.counts, self._detection, self._metrics
 
     def count(self, shown: Iterable[ImpressionRecord], clicked: Iterable[ImpressionRecord], now_ms: int) -> None:
         """Count impressions, and clicks whose impression was counted before or now."""
@@ -105,7 +125,10 @@ class OnlineCore:
             self.learner.search(new, p_click, preference, self._registry.creative_numbers, categories)
         self.learner.learn_many(LabelledRows.concatenate(parts))
         if shifts:
-            self.learner.relearn([self._registry.products[shift.product_id].number for shift in shifts], categories)
+            changed = [self._registry.products[shift.product_id] for shift in shifts]
+            self.learner.relearn([product.number for product in changed], categories)
+            for product in changed:
+                self.expectations.restart(product.product_id, product.category)
         return shifts
 
     def _rows(self, records: list[ImpressionRecord]) -> Rows:
@@ -133,19 +156,22 @@ class OnlineCore:
         for number in np.unique(rows.products):
             index = np.flatnonzero(rows.products == number)
             product_id = self._registry.product_ids[int(number)]
+            category = self._registry.products[product_id].category
+            group_ids = np.array([self.grouping.current_group(product_id, labelled[row].group_id) for row in index])
+            self.expectations.observe_many(
+                product_id, category, group_ids, rows.creatives[index], clicks[index], p_click[index]
+            )
             cells: CellCounts = {}
-            for row in index:
-                record = labelled[row]
-                key = (self.grouping.current_group(product_id, record.group_id), record.creative_id)
+            for row, group_id in zip(index.tolist(), group_ids.tolist(), strict=True):
+                key = (group_id, labelled[row].creative_id)
                 seen = cells.get(key, (0, 0))
-                cells[key] = (seen[0] + 1, seen[1] + record.clicked)
+                cells[key] = (seen[0] + 1, seen[1] + labelled[row].clicked)
             groups = self.grouping.groups_of(product_id)
             if groups is None or not groups.distinct:
                 # Tastes that have not been established cannot be seen to change.
                 self._detection.restart(product_id)
                 continue
             scores = opposition_scores(clicks[index], p_click[index], preference[index], rows.creatives[index])
-            category = self._registry.products[product_id].category
             observed.append(Observed(product_id, category, scores, cells))
         return self._detection.observe_many(observed)
 
@@ -161,12 +187,29 @@ class OnlineCore:
             self.grouping.adopt(self.learner.average_weights())
         for product_id in self.grouping.waiting()[: settings.refresh_products_per_batch]:
             lineage = self.grouping.refresh(product_id, self._registry.products[product_id].number, now_ms)
+            self._expect(product_id)
             for old, heir in lineage.merged.items():
                 self.counts.hand_over(product_id, old, heir, now_ms)
         product_ids = self.grouping.product_ids()
         n_most = min(settings.refresh_products_per_batch, len(product_ids))
         for step in range(n_most):
-            self._compare(product_ids[(batch_number * n_most + step) % len(product_ids)])
+            product_id = product_ids[(batch_number * n_most + step) % len(product_ids)]
+            self._compare(product_id)
+            creatives = self._registry.creative_numbers[self._registry.products[product_id].number]
+            if 0 < len(self.expectations.creatives(product_id)) < len(creatives):
+                self._expect(product_id)
+
+    def _expect(self, product_id: str) -> None:
+        """Ask the model which creatives each group of a product prefers."""
+        groups = self.grouping.groups_of(product_id)
+        assert groups is not None
+        number = self._registry.products[product_id].number
+        creatives = self._registry.creative_numbers[number]
+        attributes, labels = self.grouping.sample(product_id, N_EXPECTED_USERS)
+        p_click = self.learner.expect_many(number, attributes, creatives)
+        group_ids = [group.group_id for group in groups.groups]
+        log_relative = expected_log_relative(p_click, labels, len(group_ids))
+        self.expectations.put(product_id, group_ids, creatives.tolist(), log_relative)
 
     def _compare(self, product_id: str) -> None:
         """Test whether a product's groups prefer different creatives."""

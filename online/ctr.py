@@ -26,6 +26,11 @@ MAX_STRENGTH = 1e5
 PRODUCT_PRIOR = (1.0, 19.0)
 """Beta prior of a product's CTR: one click in twenty impressions, the answer when nothing was seen."""
 
+MAX_RELATIVE = 8.0
+"""How far a cell's CTR can be expected from its creative's."""
+
+MAX_CTR = 1.0 - 1e-6
+
 _PRIOR_SPREAD = 0.25
 """A CTR's standard deviation over its parent's mean, assumed until the counts tell."""
 
@@ -91,7 +96,9 @@ class ShrunkCtr:
     strengths: Strengths
 
 
-def shrink(n_impressions: ArrayLike, n_clicks: ArrayLike, *, level: float = 0.95) -> ShrunkCtr:
+def shrink(
+    n_impressions: ArrayLike, n_clicks: ArrayLike, *, relative: ArrayLike | None = None, level: float = 0.95
+) -> ShrunkCtr:
     """Shrink a product's CTRs: product to creative, creative to (group, creative), by empirical Bayes.
 
     The model has three levels. The product's CTR has the prior ``PRODUCT_PRIOR``. A creative's CTR is
@@ -110,19 +117,26 @@ def shrink(n_impressions: ArrayLike, n_clicks: ArrayLike, *, level: float = 0.95
     ----------
     n_impressions, n_clicks
         Counts ``(G, C)``, G and C at least 1; fractional counts are allowed.
+    relative
+        CTRs relative to their creative's that were expected beforehand, ``(G, C)``: a cell is shrunk towards its
+        creative's CTR times this. How strongly is again for the counts to say: an expectation that misleads makes the
+        cells scatter, and counts little. Ratios beyond ``MAX_RELATIVE`` either way are taken as that.
     level
         Probability that the intervals hold.
 
     Raises
     ------
     CountsShapeError
-        If the two are not tables of one shape.
+        If they are not tables of one shape.
     ImpossibleCountError
         If a cell has more clicks than impressions, or a count is negative or not finite.
     """
     n, x = checked_counts(n_impressions, n_clicks, n_dims=2)
     if not 0.0 < level < 1.0:
         raise ProbabilityLevelError(level)
+    ratio = _checked_relative(relative, n.shape)
+    # An impression of a cell whose CTR is expected to be twice its creative's is worth two of the creative's.
+    n, x = n * ratio, np.minimum(x, n * ratio)
     n_total = float(n.sum())
     pooled = (float(x.sum()) + PRODUCT_PRIOR[0]) / (n_total + sum(PRODUCT_PRIOR))
 
@@ -138,6 +152,61 @@ def shrink(n_impressions: ArrayLike, n_clicks: ArrayLike, *, level: float = 0.95
 
     creative_ctr, creative_variance = _posterior(creative_n, creative_x, creative_pull, product_ctr, product_variance)
     ctr, variance = _posterior(n, x, cell_pull, creative_ctr, creative_variance)  # (G, C)
+    strengths = Strengths(creative=1.0 / creative_pull, cell=1.0 / cell_pull)
+    return _beta_posterior(ctr * ratio, variance * ratio**2, creative_ctr, product_ctr, strengths, level)
+
+
+def scale(posterior: ShrunkCtr, relative: ArrayLike, *, level: float = 0.95) -> ShrunkCtr:
+    """Return the CTRs of groups of which only is known what was expected: all users' CTRs times ``relative``.
+
+    Parameters
+    ----------
+    posterior
+        CTRs of all users, ``(1, C)``.
+    relative
+        The groups' CTRs relative to them, ``(G, C)``.
+    level
+        Probability that the intervals hold, if the expectation does.
+
+    Raises
+    ------
+    CountsShapeError
+        If the shapes do not fit.
+    """
+    shape = np.shape(relative)
+    if len(shape) != 2 or posterior.ctr.shape != (1, shape[1]):
+        raise CountsShapeError(posterior.ctr.shape, shape, "(1, C) and (G, C)")
+    ratio = _checked_relative(relative, (shape[0], shape[1]))
+    variance = posterior.ctr * (1.0 - posterior.ctr) / (posterior.alpha + posterior.beta + 1.0)
+    return _beta_posterior(
+        posterior.ctr * ratio,
+        variance * ratio**2,
+        posterior.creative_ctr,
+        posterior.product_ctr,
+        posterior.strengths,
+        level,
+    )
+
+
+def _checked_relative(relative: ArrayLike | None, shape: tuple[int, ...]) -> CountsTable:
+    if relative is None:
+        return np.ones(shape)
+    ratio = np.asarray(relative, dtype=np.float64)
+    if ratio.shape != shape:
+        raise CountsShapeError(shape, ratio.shape, "(G, C), the same for counts and what was expected")
+    return np.clip(np.nan_to_num(ratio, nan=1.0), 1.0 / MAX_RELATIVE, MAX_RELATIVE)
+
+
+def _beta_posterior(
+    ctr: CountsTable,
+    variance: CountsTable,
+    creative_ctr: NDArray[np.float64],
+    product_ctr: float,
+    strengths: Strengths,
+    level: float,
+) -> ShrunkCtr:
+    """Return the CTRs as Beta distributions of some means and variances."""
+    ctr = np.minimum(ctr, MAX_CTR)
     strength = np.maximum(ctr * (1.0 - ctr) / variance - 1.0, 1e-3)
     alpha, beta = ctr * strength, (1.0 - ctr) * strength
     tail = 0.5 * (1.0 - level)
@@ -149,7 +218,7 @@ def shrink(n_impressions: ArrayLike, n_clicks: ArrayLike, *, level: float = 0.95
         beta=beta,
         creative_ctr=creative_ctr,
         product_ctr=product_ctr,
-        strengths=Strengths(creative=1.0 / creative_pull, cell=1.0 / cell_pull),
+        strengths=strengths,
     )
 
 

@@ -295,6 +295,14 @@ class Grouping:
             born_at_ms,
         )
 
+    def sample(self, product_id: str, n_users: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+        """Return some users of a product, (U, N), and the places of their groups among the product's, (U,)."""
+        product = self._products[product_id]
+        attributes = product.clustering.attributes[:n_users]
+        if product.k == 1:
+            return attributes, np.zeros(len(attributes), np.int64)
+        return attributes, product.clustering.labels[product.k][:n_users].astype(np.int64)
+
     def set_p_value(self, product_id: str, p_value: float | None) -> None:
         """Record how probable the groups' different preferences are by chance alone."""
         product = self._products[product_id]

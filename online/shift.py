@@ -6,7 +6,9 @@ opposite. That lies between the two things that happen, preferences that turn ro
 that mean nothing any more, and loses little against either. While tastes stay, the scores drift
 down; when they change, up. Their one-sided cumulative sum (CUSUM) raises the alarm, and what was
 counted since it last stood at zero is the evidence of the change. If the model is right, false
-alarms are at least exp(threshold) impressions apart on average, whatever the scores' distribution.
+alarms are at least exp(threshold) impressions apart on average, whatever the scores' distribution;
+in truth some hundred times as many, which is measured and sets the threshold for the rate of
+false alarms that is accepted.
 
 Every product has such a sum, and every category has one over its products: tastes usually change
 for a kind of product, and together its products show it several times sooner.

@@ -9,11 +9,13 @@ import msgspec
 import numpy as np
 
 from online.assignment import Assigner
-from online.ctr import shrink
+from online.ctr import ShrunkCtr, shrink
+from online.expectation import group_ctrs, read_relative_ctrs
 from online.settings import OnlineSettings
 from serving.policy import Arm, Floats, arm_of, best_chances
 from serving.settings import ServingSettings
 from state.reading import StateView, open_view
+from state.records import ProductRecord
 from state.store import Store
 
 
@@ -95,7 +97,7 @@ class DecisionService:
             self._assigner.load(view)
             policies = {}
             for record in view.products():
-                policy = self._product_policy(view, record.product_id)
+                policy = self._product_policy(view, record)
                 if policy is not None:
                     policies[record.product_id] = policy
             n_impressions = sum(
@@ -103,12 +105,13 @@ class DecisionService:
             )
         self._policy = _Policy(policies, n_impressions)
 
-    def _product_policy(self, view: StateView, product_id: str) -> _ProductPolicy | None:
-        creative_ids = [creative.creative_id for creative in view.creatives(product_id)]
+    def _product_policy(self, view: StateView, product: ProductRecord) -> _ProductPolicy | None:
+        creatives = view.creatives(product.product_id)
+        creative_ids = [creative.creative_id for creative in creatives]
         if not creative_ids:
             return None
         column = {creative_id: position for position, creative_id in enumerate(creative_ids)}
-        groups, cells = view.groups(product_id), view.cells(product_id)
+        groups, cells = view.groups(product.product_id), view.cells(product.product_id)
         n_impressions = sum(cell.n_impressions for cell in cells)
         warm = groups is not None and (groups.distinct or n_impressions >= self._settings.warm_up_impressions)
         if groups is None or not groups.groups or not warm:
@@ -124,14 +127,17 @@ class DecisionService:
             if cell.group_id in row:
                 impressions[row[cell.group_id], position] = cell.live_impressions
                 clicks[row[cell.group_id], position] = cell.live_clicks
-        for_all = self._chances(*total)
-        chances = self._chances(impressions, clicks) if groups.distinct else np.repeat(for_all, len(row), axis=0)
+        for_all = shrink(*total)
+        numbers = [creative.number for creative in creatives]
+        relative = read_relative_ctrs(view, product.product_id, product.category, list(row), numbers)
+        chances = self._chances(group_ctrs(for_all, impressions, clicks, relative, distinct=groups.distinct))
         return _ProductPolicy(
-            creative_ids, for_all, {group_id: chances[position] for group_id, position in row.items()}
+            creative_ids,
+            self._chances(for_all),
+            {group_id: chances[position] for group_id, position in row.items()},
         )
 
-    def _chances(self, impressions: Floats, clicks: Floats) -> Floats:
-        posterior = shrink(impressions, clicks)
+    def _chances(self, posterior: ShrunkCtr) -> Floats:
         return best_chances(
             posterior.alpha,
             posterior.beta,

@@ -13,10 +13,12 @@ from state.records import (
     ArmRecord,
     Cell,
     CreativeRecord,
+    ExpectationRecord,
     OffsetRecord,
     ProductGroups,
     ProductRecord,
     ShiftRecord,
+    SlopeRecord,
     decode_cell,
     split_arm_key,
     split_number_key,
@@ -29,6 +31,8 @@ _CREATIVE = msgspec.msgpack.Decoder(CreativeRecord)
 _GROUPS = msgspec.msgpack.Decoder(ProductGroups)
 _OFFSET = msgspec.msgpack.Decoder(OffsetRecord)
 _ARM = msgspec.msgpack.Decoder(ArmRecord)
+_EXPECTATION = msgspec.msgpack.Decoder(ExpectationRecord)
+_SLOPE = msgspec.msgpack.Decoder(SlopeRecord)
 _SHIFT = msgspec.msgpack.Decoder(ShiftRecord)
 
 
@@ -58,6 +62,16 @@ class StateView:
     def clustering(self, product_id: str) -> bytes | None:
         """Return the clustering record of one product, undecoded (`state.records.ClusteringRecord`)."""
         return self._txn.get(Table.CLUSTERINGS, product_id.encode())
+
+    def expectation(self, product_id: str) -> ExpectationRecord | None:
+        """Return which creatives the groups of a product are expected to prefer, or None before its first grouping."""
+        value = self._txn.get(Table.EXPECTATIONS, product_id.encode())
+        return None if value is None else _EXPECTATION.decode(value)
+
+    def slope(self, key: bytes) -> SlopeRecord | None:
+        """Return how far expectations have proved right, by the key that `online.expectation` gives it."""
+        value = self._txn.get(Table.SLOPES, key)
+        return None if value is None else _SLOPE.decode(value)
 
     def cells(self, product_id: str | None = None) -> list[Cell]:
         """Return the (product, group, creative) counts of one product, or of all."""

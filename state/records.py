@@ -151,12 +151,31 @@ class ProductGroups(msgspec.Struct, frozen=True, array_like=True):
     successors: dict[int, int]
 
 
+class ExpectationRecord(msgspec.Struct, frozen=True, array_like=True):
+    """Which creatives the preference model expects each group of a product to prefer.
+
+    ``log_relative`` float32 (G, C): logarithm of the group's CTR over all users', for ``group_ids`` and ``creatives``
+    (registration numbers, in order).
+    """
+
+    group_ids: list[int]
+    creatives: list[int]
+    log_relative: bytes
+
+
+class SlopeRecord(msgspec.Struct, frozen=True, array_like=True):
+    """Sums of the calibration slope of what is expected: how far the clicks follow it, and how far they could."""
+
+    score: float
+    information: float
+
+
 class ClusteringRecord(msgspec.Struct, frozen=True, array_like=True):
     """The moving part of a product's grouping.
 
     ``centroids`` is float32 (sum of K over K_min..K_max, D), ``masses`` float32 over the same rows,
     ``reservoir`` uint8 (n, N): attribute codes of sampled users, ``labels`` uint8 (n_k, n): the
-    reservoir's cluster for each K at the last refresh (255: drawn since then).
+    reservoir's cluster for each K at the last refresh; of those drawn since, when they were drawn.
     """
 
     encoder_version: int
@@ -233,6 +252,15 @@ def cell_key(product_id: str, group_id: int, creative_id: str) -> bytes:
 def creative_key(product_id: str, creative_id: str) -> bytes:
     """Return the key of a creative; creatives of a product lie together."""
     return product_id.encode() + SEPARATOR + creative_id.encode()
+
+
+def scope_key(product_id: str, category: str | None) -> bytes:
+    """Return the key of what the products of a category share; one without category shares it with no other."""
+    return (
+        b"product" + SEPARATOR + product_id.encode()
+        if category is None
+        else b"category" + SEPARATOR + category.encode()
+    )
 
 
 def partition_key(topic: str, partition: int) -> bytes:

@@ -15,7 +15,7 @@ from types import TracebackType
 
 import lmdb
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 """Version of the tables and record layouts; another version is refused, never guessed."""
 
 
@@ -32,6 +32,8 @@ class Table(StrEnum):
     CELLS = "cells"
     GROUPS = "groups"
     CLUSTERINGS = "clusterings"
+    EXPECTATIONS = "expectations"
+    SLOPES = "slopes"
     LEARNER = "learner"
     ENCODERS = "encoders"
     REPLAY = "replay"

@@ -79,7 +79,9 @@ def online() -> OnlineSettings:
             refresh_products_per_batch=2,
         ),
         counts=CountSettings(half_life_s=900, user_buckets=4),
-        shift=ShiftSettings(warm_up_impressions=100, threshold=6, min_impressions=40, cool_down_impressions=300),
+        shift=ShiftSettings(
+            warm_up_impressions=100, false_alarms_per_million=10, min_impressions=40, cool_down_impressions=300
+        ),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 
 import numpy as np
@@ -16,6 +17,7 @@ from online.ctr import (
     CountsShapeError,
     ImpossibleCountError,
     ProbabilityLevelError,
+    scale,
     shrink,
 )
 from online.significance import interaction_p_value, ratio_interval
@@ -150,6 +152,59 @@ def test_strength_follows_the_true_spread():
     assert strengths[0] == pytest.approx(30, rel=0.3)
     assert strengths[1] == pytest.approx(300, rel=0.3)
     assert strengths[2] > 1000
+
+
+def expected_world(rng, n_mean, ctr=0.06, spread=0.4, strength=1000):
+    """Return true cell CTRs that lie near their creative's times a ratio, the ratios, and counts."""
+    creative = rng.beta(ctr * 100, (1 - ctr) * 100, 8)
+    ratio = np.exp(rng.normal(0, spread, (3, 8)))
+    mean = creative * ratio
+    cell = rng.beta(mean * strength, (1 - mean) * strength)
+    n = rng.poisson(n_mean, cell.shape)
+    return cell, ratio, n.astype(float), rng.binomial(n, cell).astype(float)
+
+
+@pytest.mark.parametrize(("n_mean", "gain", "loss"), [(30, 0.6, 1.5), (300, 0.7, 1.15), (3000, 0.93, 1.05)])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_right_expectation_lowers_the_error_and_a_wrong_one_costs_little(seed, n_mean, gain, loss):
+    rng = np.random.default_rng([seed, n_mean, 7])
+    plain, right, wrong, held = [], [], [], []
+    for _ in range(200):
+        cell, ratio, n, x = expected_world(rng, n_mean)
+        found = shrink(n, x, relative=ratio)
+        held.append((found.ctr_low <= cell) & (cell <= found.ctr_high))
+        right.append((found.ctr - cell) ** 2)
+        plain.append((shrink(n, x).ctr - cell) ** 2)
+        wrong.append((shrink(n, x, relative=np.exp(rng.normal(0, 0.4, ratio.shape))).ctr - cell) ** 2)
+    assert 0.92 <= np.mean(held) <= 0.98
+    assert np.mean(right) < gain * np.mean(plain)
+    assert np.mean(wrong) < loss * np.mean(plain)
+
+
+def test_expecting_nothing_changes_nothing():
+    n, x = np.array([[100.0, 20.0], [50.0, 400.0]]), np.array([[9.0, 0.0], [1.0, 40.0]])
+    plain, told = shrink(n, x), shrink(n, x, relative=np.ones((2, 2)))
+    assert (plain.ctr == told.ctr).all()
+    assert (plain.ctr_high == told.ctr_high).all()
+
+
+def test_a_cell_without_impressions_gets_what_is_expected():
+    n, x = np.array([[5000.0, 0.0], [5000.0, 5000.0]]), np.array([[250.0, 0.0], [250.0, 500.0]])
+    found = shrink(n, x, relative=np.array([[1.0, 0.5], [1.0, 1.0]]))
+    assert found.ctr[0, 1] == pytest.approx(0.5 * found.creative_ctr[1], rel=1e-6)
+    all_users = shrink(n.sum(axis=0, keepdims=True), x.sum(axis=0, keepdims=True))
+    assert scale(all_users, [[2.0, 0.5]]).ctr[0] == pytest.approx(all_users.ctr[0] * [2, 0.5])
+
+
+@pytest.mark.parametrize("relative", [np.ones((1, 2)), np.ones(2), np.ones((2, 3))])
+def test_an_expectation_of_another_shape_is_refused(relative):
+    with pytest.raises(CountsShapeError, match=re.escape("(2, 2)")):
+        shrink(np.ones((2, 2)), np.zeros((2, 2)), relative=relative)
+
+
+def test_a_scale_of_other_creatives_is_refused():
+    with pytest.raises(CountsShapeError, match=re.escape("(1, 2)")):
+        scale(shrink([[1.0, 1.0]], [[0.0, 0.0]]), np.ones((2, 3)))
 
 
 @given(count_tables())

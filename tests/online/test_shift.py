@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,16 +10,26 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from online.settings import ShiftSettings
+from online.settings import FALSE_ALARM_SCALE, ShiftSettings
 from online.shift import OPPOSITION, CellCounts, Observed, Shift, ShiftDetection, opposition_scores
 from state.store import ChangeSet, Store, Table
 
 # Fixed here, so that the cases stay what they are when the defaults are tuned.
-SETTINGS = ShiftSettings(warm_up_impressions=500, threshold=12.0, min_impressions=200, cool_down_impressions=3_000)
+SETTINGS = ShiftSettings(
+    warm_up_impressions=500,
+    false_alarms_per_million=FALSE_ALARM_SCALE * math.exp(-12),
+    min_impressions=200,
+    cool_down_impressions=3_000,
+)
 BATCH = 100
 CELLS: CellCounts = {(1, "a"): (60, 6), (2, "a"): (40, 1)}
 
 Draw = Callable[[int], npt.NDArray[np.float64]]
+
+
+@pytest.mark.parametrize(("per_million", "nats"), [(500, 2.08), (5, 6.68), (1, 8.29), (0.01, 12.9)])
+def test_fewer_accepted_false_alarms_raise_the_threshold(per_million: float, nats: float) -> None:
+    assert ShiftSettings(false_alarms_per_million=per_million).threshold == pytest.approx(nats, abs=0.01)
 
 
 def feed(
@@ -171,10 +182,14 @@ def test_a_category_keeps_out_the_product_whose_tastes_stay() -> None:
     assert {shift.product_id for _, shift in feed_category(detection, 1_500, after)} == {"p0", "p1", "p3", "p4"}
 
 
-def test_a_category_whose_tastes_stay_raises_hardly_an_alarm() -> None:
-    detection = ShiftDetection(ShiftSettings())
-    scores = {product: taste_scores(place, 1) for place, product in enumerate(PRODUCTS)}
-    assert len(list(feed_category(detection, 50_000, scores))) <= 1  # in 250,000 impressions
+@pytest.mark.parametrize(("per_million", "most"), [(5, 10), (50, 80)])
+def test_false_alarms_are_about_as_rare_as_is_asked_for(per_million: float, most: int) -> None:
+    alarms = 0
+    for seed in range(4):  # 250,000 impressions each
+        detection = ShiftDetection(ShiftSettings(false_alarms_per_million=per_million))
+        scores = {product: taste_scores(10 * seed + place, 1) for place, product in enumerate(PRODUCTS)}
+        alarms += len({at for at, _ in feed_category(detection, 50_000, scores)})
+    assert alarms <= most
 
 
 def test_a_product_that_moves_to_another_category_starts_anew_there() -> None:

@@ -1,0 +1,242 @@
+"""Expectation: which creatives the preference model expects each group to prefer, and how far it has proved right.
+
+A group's counts of a creative are few for long; what the model has learnt of the group's users from all products is
+there at once, and for a creative that nobody has been shown yet. It enters as the mean towards which a cell's CTR is
+shrunk, weighed by a calibration slope: how much of the expected differences the clicks since then have shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from online.ctr import ShrunkCtr, scale, shrink
+from state.reading import StateView
+from state.records import ExpectationRecord, SlopeRecord, encode_record, scope_key
+from state.store import ChangeSet, ReadTransaction, Table
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+HALF_LIFE_ROWS = 10_000.0
+"""Impressions of a category after which one counts half in its slope."""
+
+OVERALL_HALF_LIFE_ROWS = 100_000.0
+"""The same of all impressions in the slope of all categories together."""
+
+PRIOR_INFORMATION = 4.0
+"""What a belief held beforehand is worth: that the model knows nothing, and of a category that it is as the others.
+
+About 10,000 impressions at first, at a CTR of 5%.
+"""
+
+DISTRUST = 10 * PRIOR_INFORMATION
+"""Information against the model with which a category starts anew when its tastes have changed."""
+
+MAX_LOG_RELATIVE = 2.0
+
+
+def expected_log_relative(p_click: npt.NDArray[np.float32], labels: Ints, n_groups: int) -> npt.NDArray[np.float32]:
+    """Return how much more than all users, relatively, a group is expected to click each creative, (G, C) logarithms.
+
+    What a group clicks more on all creatives is taken out: only its preference among them remains.
+
+    Parameters
+    ----------
+    p_click
+        Click probabilities of some users for each creative, (U, C).
+    labels
+        The users' groups, (U,): places from 0 on.
+    n_groups
+        How many groups there are, G; one without a user is expected to be as all are.
+    """
+    p = np.clip(p_click.astype(np.float64), 1e-6, 1 - 1e-6)
+    sizes = np.bincount(labels, minlength=n_groups)
+    sums = np.zeros((n_groups, p.shape[1]))
+    np.add.at(sums, labels, p)
+    mean = p.mean(axis=0)  # (C,)
+    log_relative = np.log(np.where(sizes[:, None] > 0, sums / np.maximum(sizes, 1)[:, None], mean) / mean)
+    log_relative -= log_relative.mean(axis=1, keepdims=True)
+    return np.asarray(np.clip(log_relative, -MAX_LOG_RELATIVE, MAX_LOG_RELATIVE), np.float32)
+
+
+def slope(of_all: SlopeRecord | None, of_category: SlopeRecord | None) -> float:
+    """Return a category's calibration slope: 0 where nothing speaks for what is expected, 1 where it is as expected."""
+    return _slope(of_category, _slope(of_all, 0.0))
+
+
+def _slope(record: SlopeRecord | None, before: float) -> float:
+    found = record or SlopeRecord(0.0, 0.0)
+    mean = (found.score + PRIOR_INFORMATION * before) / (found.information + PRIOR_INFORMATION)
+    return min(max(mean, 0.0), 1.0)
+
+
+def relative_ctrs(
+    expected: ExpectationRecord | None, weight: float, group_ids: Sequence[int], creatives: Sequence[int]
+) -> Floats:
+    """Return the CTR of each group relative to all users' for each creative, as expected, (G, C); 1 where unknown.
+
+    Parameters
+    ----------
+    expected
+        What is expected of the product.
+    weight
+        The slope of its category.
+    group_ids, creatives
+        Groups, and the creatives' registration numbers.
+    """
+    relative = np.ones((len(group_ids), len(creatives)))
+    if expected is None:
+        return relative
+    rows = {group_id: row for row, group_id in enumerate(expected.group_ids)}
+    columns = {number: column for column, number in enumerate(expected.creatives)}
+    table = _table(expected)
+    for row, group_id in enumerate(group_ids):
+        for column, number in enumerate(creatives):
+            if group_id in rows and number in columns:
+                relative[row, column] = np.exp(weight * table[rows[group_id], columns[number]])
+    return relative
+
+
+def group_ctrs(
+    for_all: ShrunkCtr, n_impressions: Floats, n_clicks: Floats, relative: Floats, *, distinct: bool
+) -> ShrunkCtr:
+    """Return the CTRs of groups, by which a creative is chosen for each.
+
+    Where the groups have been shown to differ their own counts decide, shrunk towards what is expected of them.
+    Elsewhere a group's counts would be noise; it has all users' CTRs, and of the model's what has proved right.
+
+    Parameters
+    ----------
+    for_all
+        All users' CTRs, (1, C).
+    n_impressions, n_clicks, relative
+        The groups' counts, and what `relative_ctrs` expects, (G, C).
+    distinct
+        Whether the groups have been shown to differ.
+    """
+    return shrink(n_impressions, n_clicks, relative=relative) if distinct else scale(for_all, relative)
+
+
+def read_relative_ctrs(
+    view: StateView, product_id: str, category: str | None, group_ids: Sequence[int], creatives: Sequence[int]
+) -> Floats:
+    """Return `relative_ctrs` of a product from the state."""
+    weight = slope(*(view.slope(key) for key in _keys(product_id, category)))
+    return relative_ctrs(view.expectation(product_id), weight, group_ids, creatives)
+
+
+class Expectations:
+    """What is expected of every product's groups; and the slopes, of all and of each category (or product without)."""
+
+    def __init__(self) -> None:
+        self._products: dict[str, ExpectationRecord] = {}
+        self._slopes: dict[bytes, SlopeRecord] = {}
+        self._changed_products: dict[str, None] = {}
+        self._changed_slopes: dict[bytes, None] = {}
+
+    def put(
+        self, product_id: str, group_ids: list[int], creatives: list[int], log_relative: npt.NDArray[np.float32]
+    ) -> None:
+        """Set what is expected of a product's groups, (G, C); see `expected_log_relative`."""
+        self._products[product_id] = ExpectationRecord(group_ids, creatives, log_relative.tobytes())
+        self._changed_products[product_id] = None
+
+    def creatives(self, product_id: str) -> list[int]:
+        """Return the creatives, by registration number, of which anything is expected."""
+        expected = self._products.get(product_id)
+        return [] if expected is None else expected.creatives
+
+    def relative_ctrs(
+        self, product_id: str, category: str | None, group_ids: Sequence[int], creatives: Sequence[int]
+    ) -> Floats:
+        """Return the groups' CTRs relative to all users', (G, C), as far as they have proved right."""
+        weight = slope(*(self._slopes.get(key) for key in _keys(product_id, category)))
+        return relative_ctrs(self._products.get(product_id), weight, group_ids, creatives)
+
+    def observe_many(
+        self,
+        product_id: str,
+        category: str | None,
+        group_ids: Ints,
+        creatives: Ints,
+        clicks: npt.NDArray[np.float32],
+        p_click: npt.NDArray[np.float32],
+    ) -> None:
+        """Learn from labelled impressions of a product how far what is expected of its groups is right.
+
+        It is one Newton step of a logistic regression of the clicks on the expected differences, from a slope of 0.
+
+        Parameters
+        ----------
+        product_id, category
+            The product.
+        group_ids, creatives
+            The users' present groups, and registration numbers of what was shown, (B,).
+        clicks, p_click
+            What happened, and its predicted probability before it was learnt, (B,).
+        """
+        expected = self._products.get(product_id)
+        if expected is None:
+            return
+        log_relative = _looked_up(expected, group_ids, creatives)  # (B,)
+        p = np.clip(p_click.astype(np.float64), 1e-6, 1 - 1e-6)
+        without = 1 / (1 + (1 - p) / p * np.exp(log_relative))
+        score = float(((clicks - without) * log_relative).sum())
+        information = float((without * (1 - without) * log_relative**2).sum())
+        for key, half_life in zip(_keys(product_id, category), (OVERALL_HALF_LIFE_ROWS, HALF_LIFE_ROWS), strict=True):
+            old = self._slopes.get(key, SlopeRecord(0.0, 0.0))
+            kept = 0.5 ** (len(clicks) / half_life)
+            self._slopes[key] = SlopeRecord(kept * old.score + score, kept * old.information + information)
+            self._changed_slopes[key] = None
+
+    def restart(self, product_id: str, category: str | None) -> None:
+        """Expect nothing of a category until it proves right again: its tastes have changed."""
+        key = scope_key(product_id, category)
+        self._slopes[key] = SlopeRecord(0.0, DISTRUST)
+        self._changed_slopes[key] = None
+
+    def restore(self, txn: ReadTransaction) -> None:
+        """Continue from the state."""
+        expected_decoder, slope_decoder = (
+            msgspec.msgpack.Decoder(ExpectationRecord),
+            msgspec.msgpack.Decoder(SlopeRecord),
+        )
+        for key, value in txn.scan(Table.EXPECTATIONS):
+            self._products[key.decode()] = expected_decoder.decode(value)
+        for key, value in txn.scan(Table.SLOPES):
+            self._slopes[key] = slope_decoder.decode(value)
+
+    def write(self, changes: ChangeSet) -> None:
+        """Write what has changed since the last call."""
+        for product_id in self._changed_products:
+            changes.put(Table.EXPECTATIONS, product_id.encode(), encode_record(self._products[product_id]))
+        for key in self._changed_slopes:
+            changes.put(Table.SLOPES, key, encode_record(self._slopes[key]))
+        self._changed_products.clear()
+        self._changed_slopes.clear()
+
+
+_OVERALL = b"all"
+
+
+def _keys(product_id: str, category: str | None) -> tuple[bytes, bytes]:
+    """Return the keys of the slope of all categories and of a product's own."""
+    return _OVERALL, scope_key(product_id, category)
+
+
+def _table(expected: ExpectationRecord) -> npt.NDArray[np.float32]:
+    return np.frombuffer(expected.log_relative, np.float32).reshape(len(expected.group_ids), len(expected.creatives))
+
+
+def _looked_up(expected: ExpectationRecord, group_ids: Ints, creatives: Ints) -> Floats:
+    """Return what is expected of each row's group and creative, (B,); 0 where nothing is."""
+    groups, numbers = np.array(expected.group_ids), np.array(expected.creatives)
+    order = np.argsort(groups)
+    rows = order[np.searchsorted(groups[order], group_ids).clip(max=len(groups) - 1)]
+    columns = np.searchsorted(numbers, creatives).clip(max=len(numbers) - 1)  # numbers are in order
+    known = (groups[rows] == group_ids) & (numbers[columns] == creatives)
+    return np.where(known, _table(expected)[rows, columns], 0.0).astype(np.float64)
