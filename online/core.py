@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from online.attributes import AttributeSchema
+from online.calibration import PreferenceCalibration
+from online.category_metrics import CategoryMetrics
 from online.counts import Counts
 from online.encoders import feature_dims
 from online.expectation import Expectations, expected_log_relative
@@ -23,7 +25,7 @@ from online.metrics import PrequentialMetrics
 from online.registry import Registry
 from online.rows import LabelledRows, Rows
 from online.settings import OnlineSettings
-from online.shift import CellCounts, Observed, Shift, ShiftDetection, opposition_scores
+from online.shift import CellCounts, Observed, Shift, ShiftDetection, opposition_scores, own_preferences
 from online.significance import interaction_p_value
 from state.records import ImpressionRecord
 from state.store import ChangeSet, ReadTransaction
@@ -78,8 +80,10 @@ class OnlineCore:
         )
         self.counts = Counts(settings.counts.half_life_s * 1000)
         self.expectations = Expectations()
+        self._calibration = PreferenceCalibration()
         self._detection = ShiftDetection(settings.shift)
         self._metrics = PrequentialMetrics()
+        self._category_metrics = CategoryMetrics()
 
     def restore(self, txn: ReadTransaction) -> None:
         """Continue from the state."""
@@ -92,7 +96,16 @@ class OnlineCore:
             part.write(changes)
 
     def _parts(self) -> tuple[Part, ...]:
-        return self.learner, self.grouping, self.expectations, self.counts, self._detection, self._metrics
+        return (
+            self.learner,
+            self.grouping,
+            self.expectations,
+            self.counts,
+            self._calibration,
+            self._detection,
+            self._metrics,
+            self._category_metrics,
+        )
 
     def count(self, shown: Iterable[ImpressionRecord], clicked: Iterable[ImpressionRecord], now_ms: int) -> None:
         """Count impressions, and clicks whose impression was counted before or now."""
@@ -111,7 +124,7 @@ class OnlineCore:
         clicks = np.array([record.clicked for record in labelled], np.float32)
         rows = self._rows(labelled)
         p_click, preference = self.learner.predict_with_preference(rows, self._registry.creative_numbers)
-        self._metrics.update_many(clicks, p_click, now_ms)
+        self._measure(rows, clicks, p_click, now_ms)
         shifts = self._detect(labelled, rows, clicks, p_click, preference)
         new = LabelledRows(rows, clicks, np.ones(len(rows), np.float32))
         parts = [new]
@@ -130,6 +143,18 @@ class OnlineCore:
             for product in changed:
                 self.expectations.restart(product.product_id, product.category)
         return shifts
+
+    def _measure(
+        self, rows: Rows, clicks: npt.NDArray[np.float32], p_click: npt.NDArray[np.float32], now_ms: int
+    ) -> None:
+        """Measure predictions, over all products and by category."""
+        self._metrics.update_many(clicks, p_click, now_ms)
+        by_category: dict[str, list[int]] = {}
+        for number in np.unique(rows.products).tolist():
+            by_category.setdefault(self._registry.categories[number] or "", []).append(number)
+        for category, numbers in by_category.items():
+            chosen = np.isin(rows.products, numbers)
+            self._category_metrics.update_many(category, clicks[chosen], p_click[chosen])
 
     def _rows(self, records: list[ImpressionRecord]) -> Rows:
         products, creatives = self._registry.products, self._registry.creatives
@@ -171,7 +196,9 @@ class OnlineCore:
                 # Tastes that have not been established cannot be seen to change.
                 self._detection.restart(product_id)
                 continue
-            scores = opposition_scores(clicks[index], p_click[index], preference[index], rows.creatives[index])
+            own = own_preferences(preference[index], rows.creatives[index])
+            scores = opposition_scores(clicks[index], p_click[index], own, self._calibration.slope)
+            self._calibration.observe_many(clicks[index], p_click[index], own)
             observed.append(Observed(product_id, category, scores, cells))
         return self._detection.observe_many(observed)
 

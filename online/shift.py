@@ -65,8 +65,23 @@ class Shift:
     cells: CellCounts
 
 
+def own_preferences(preference: Floats, creatives: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Return what of users' preferences is their own, (B,): less what all have in common about a creative.
+
+    Parameters
+    ----------
+    preference
+        The user's preference for this creative among the product's, in logits, (B,).
+    creatives
+        The creatives, (B,).
+    """
+    _, index = np.unique(creatives, return_inverse=True)
+    common = np.bincount(index, weights=preference) / np.bincount(index)
+    return np.clip(preference - common[index], -MAX_PREFERENCE, MAX_PREFERENCE)
+
+
 def opposition_scores(
-    clicks: Floats, p_click: Floats, preference: Floats, creatives: npt.NDArray[np.int64]
+    clicks: Floats, p_click: Floats, own: npt.NDArray[np.float64], slope: float
 ) -> npt.NDArray[np.float64]:
     """Return the log-likelihood ratio of preferences that have changed to those learnt, of each impression, (B,).
 
@@ -74,19 +89,16 @@ def opposition_scores(
     ----------
     clicks, p_click
         What happened, and its predicted probability, (B,).
-    preference
-        The user's preference for this creative among the product's, in logits, (B,).
-    creatives
-        The creatives, (B,): what all users have in common about one is no matter of groups and is left as it is.
+    own
+        The users' own preferences, (B,).
+    slope
+        How far users follow them (`online.calibration`): while tastes stay, ``slope`` times is the truth.
     """
-    _, index = np.unique(creatives, return_inverse=True)
-    common = np.bincount(index, weights=preference) / np.bincount(index)
-    own = np.clip(preference - common[index], -MAX_PREFERENCE, MAX_PREFERENCE)
     p = np.clip(p_click.astype(np.float64), 1e-6, 1 - 1e-6)
-    opposite = np.log(p / (1 - p)) - OPPOSITION * own
+    learnt = np.log(p / (1 - p)) + (slope - 1) * own
+    opposite = learnt - OPPOSITION * slope * own
     # log of p(click | opposite) / p(click | learnt), with log(1 - sigmoid(x)) = -log(1 + exp(x))
-    no_click = -np.logaddexp(0, opposite) - np.log1p(-p)
-    return np.asarray(no_click + clicks * (opposite - np.log(p / (1 - p))))
+    return np.asarray(np.logaddexp(0, learnt) - np.logaddexp(0, opposite) + clicks * (opposite - learnt))
 
 
 MAX_PREFERENCE = 1.5

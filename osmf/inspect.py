@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 from rich.table import Table
 
+from online.category_metrics import CategoryReading, read_category_metrics
 from online.ctr import shrink
 from online.metrics import MetricPoint, read_metrics
 from osmf.figures import Figures, commit, device
@@ -84,6 +85,7 @@ class Inspection:
     products: list[ProductReading]
     offsets: dict[tuple[str, int], OffsetRecord]
     points: list[MetricPoint]
+    categories: list[CategoryReading]
     encoder_versions: list[int]
     n_creatives: int
     n_shifts: int
@@ -118,6 +120,7 @@ def inspect_state(path: Path, *, product_id: str | None = None) -> Inspection:
             products=[_read_product(view, product) for product in chosen],
             offsets=view.offsets(),
             points=read_metrics(view.meta("metrics")),
+            categories=read_category_metrics(view),
             encoder_versions=view.encoder_versions(),
             n_creatives=len(view.creatives(product_id)),
             n_shifts=sum(product_id in (None, shift.product_id) for shift in view.shifts()),
@@ -205,6 +208,7 @@ def inspection_figures(inspection: Inspection, *, seconds: float) -> Figures:
             for product in products
             for creative in product.creatives
         ],
+        "categories": [reading._asdict() for reading in inspection.categories],
         "groups": [_group_detail(product, group) for product in products for group in product.present],
         "offsets": [
             {
@@ -275,7 +279,8 @@ def inspection_tables(inspection: Inspection, *, product_id: str | None = None) 
     """Return an inspection as tables: an overview by product, or the groups and creatives of one."""
     tables = [_stream_table(inspection)]
     if product_id is None:
-        return [*tables, _overview(inspection.products)]
+        measured = [_categories_table(inspection.categories)] if inspection.categories else []
+        return [*tables, *measured, _overview(inspection.products)]
     chosen = [product for product in inspection.products if product.record.product_id == product_id]
     if not chosen:
         raise ProductMissingError(product_id, [product.record.product_id for product in inspection.products])
@@ -297,6 +302,26 @@ def _stream_table(inspection: Inspection) -> Table:
     for (topic, partition), offset in inspection.offsets.items():
         counts = (offset.next_offset, offset.n_consumed, offset.n_used, offset.n_duplicates, offset.n_dead_letters)
         table.add_row(topic, str(partition), *(f"{count:,}" for count in counts))
+    return table
+
+
+def _categories_table(categories: list[CategoryReading]) -> Table:
+    shown = sorted(categories, key=lambda reading: (-reading.n_labelled, reading.category))[:MOST_ROWS]
+    table = _table(
+        "Predictions, before they were learnt",
+        ["category"],
+        caption=_left_out(len(categories), len(shown), "categories"),
+    )
+    for name in ("labelled", "AUROC", "log-loss", "clicks per expected"):
+        table.add_column(name, justify="right")
+    for reading in shown:
+        table.add_row(
+            reading.category or "(none)",
+            f"{reading.n_labelled:,}",
+            f"{reading.auroc:.3f}",
+            f"{reading.log_loss:.4f}",
+            f"{reading.calibration:.3f}",
+        )
     return table
 
 

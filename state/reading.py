@@ -11,6 +11,7 @@ from state.records import (
     SEPARATOR,
     SPACE_KEY,
     ArmRecord,
+    CategoryMetricsRecord,
     Cell,
     CreativeRecord,
     ExpectationRecord,
@@ -32,6 +33,7 @@ _GROUPS = msgspec.msgpack.Decoder(ProductGroups)
 _OFFSET = msgspec.msgpack.Decoder(OffsetRecord)
 _ARM = msgspec.msgpack.Decoder(ArmRecord)
 _EXPECTATION = msgspec.msgpack.Decoder(ExpectationRecord)
+_CATEGORY_METRICS = msgspec.msgpack.Decoder(CategoryMetricsRecord)
 _SLOPE = msgspec.msgpack.Decoder(SlopeRecord)
 _SHIFT = msgspec.msgpack.Decoder(ShiftRecord)
 
@@ -72,6 +74,10 @@ class StateView:
         """Return how far expectations have proved right, by the key that `online.expectation` gives it."""
         value = self._txn.get(Table.SLOPES, key)
         return None if value is None else _SLOPE.decode(value)
+
+    def category_metrics(self) -> list[tuple[bytes, CategoryMetricsRecord]]:
+        """Return the sums of every category's predictions, by the key that `online.category_metrics` gives it."""
+        return [(key, _CATEGORY_METRICS.decode(value)) for key, value in self._txn.scan(Table.CATEGORY_METRICS)]
 
     def cells(self, product_id: str | None = None) -> list[Cell]:
         """Return the (product, group, creative) counts of one product, or of all."""

@@ -190,6 +190,16 @@ class ClusteringRecord(msgspec.Struct, frozen=True, array_like=True):
     n_since_refresh: int
 
 
+class CategoryMetricsRecord(msgspec.Struct, frozen=True, array_like=True):
+    """Sums over the predictions of a category; ``histogram`` uint32 (2, n_bins) of them: not clicked, clicked."""
+
+    n_labelled: int
+    n_clicks: int
+    n_expected: float
+    log_loss_sum: float
+    histogram: bytes
+
+
 class ArmRecord(msgspec.Struct, frozen=True, array_like=True):
     """Counts of one arm in one bucket of users and one phase of the experiment."""
 

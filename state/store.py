@@ -34,6 +34,7 @@ class Table(StrEnum):
     CLUSTERINGS = "clusterings"
     EXPECTATIONS = "expectations"
     SLOPES = "slopes"
+    CATEGORY_METRICS = "category_metrics"
     LEARNER = "learner"
     ENCODERS = "encoders"
     REPLAY = "replay"

@@ -11,7 +11,15 @@ import numpy.typing as npt
 import pytest
 
 from online.settings import FALSE_ALARM_SCALE, ShiftSettings
-from online.shift import OPPOSITION, CellCounts, Observed, Shift, ShiftDetection, opposition_scores
+from online.shift import (
+    OPPOSITION,
+    CellCounts,
+    Observed,
+    Shift,
+    ShiftDetection,
+    opposition_scores,
+    own_preferences,
+)
 from state.store import ChangeSet, Store, Table
 
 # Fixed here, so that the cases stay what they are when the defaults are tuned.
@@ -54,7 +62,8 @@ def taste_scores(seed: int, sign: float, strength: float = 0.6, ctr: float = 0.0
         base = np.log(ctr / (1 - ctr))
         clicks = (rng.random(n) < logistic(base + sign * seen)).astype(np.float32)
         creatives = rng.integers(8, size=n)
-        return opposition_scores(clicks, logistic(base + seen).astype(np.float32), seen.astype(np.float32), creatives)
+        own = own_preferences(seen.astype(np.float32), creatives)
+        return opposition_scores(clicks, logistic(base + seen).astype(np.float32), own, 1.0)
 
     return draw
 
@@ -233,14 +242,16 @@ def test_a_detector_goes_on_from_the_state(tmp_path: Path) -> None:
     assert [shift.product_id for shifts in outcomes[0] for shift in shifts] == ["p", "q"]
 
 
-def test_a_score_is_how_much_better_a_taste_half_turned_round_explains_the_click() -> None:
-    preference = np.array([0.7, 0.7, -0.7, -0.7], np.float32)
+@pytest.mark.parametrize("slope", [0.5, 1.0, 1.4])
+def test_a_score_is_how_much_better_a_taste_half_turned_round_explains_the_click(slope: float) -> None:
+    preference = np.array([0.7, 0.7, -0.7, -0.7])
     base = -1.0
-    p = logistic(base + preference.astype(float))
-    opposite = logistic(base + (1 - OPPOSITION) * preference.astype(float))
+    p = logistic(base + preference)
+    learnt = logistic(base + slope * preference)
+    opposite = logistic(base + slope * (1 - OPPOSITION) * preference)
     clicks = np.array([1, 0, 1, 0], np.float32)
-    scores = opposition_scores(clicks, p.astype(np.float32), preference, np.zeros(4, np.int64))
-    expected = np.where(clicks > 0, np.log(opposite / p), np.log((1 - opposite) / (1 - p)))
+    scores = opposition_scores(clicks, p.astype(np.float32), preference, slope)
+    expected = np.where(clicks > 0, np.log(opposite / learnt), np.log((1 - opposite) / (1 - learnt)))
     assert scores == pytest.approx(expected, abs=1e-5)
     assert (np.sign(scores) == [-1, 1, 1, -1]).all()
 
@@ -248,8 +259,7 @@ def test_a_score_is_how_much_better_a_taste_half_turned_round_explains_the_click
 def test_what_all_users_have_in_common_is_no_taste_of_groups() -> None:
     creatives = np.array([0, 0, 1, 1])
     preference = np.array([0.9, 0.9, -0.4, -0.4], np.float32)
-    scores = opposition_scores(np.ones(4, np.float32), np.full(4, 0.1, np.float32), preference, creatives)
-    assert scores == pytest.approx(np.zeros(4), abs=1e-6)
+    assert own_preferences(preference, creatives) == pytest.approx(np.zeros(4), abs=1e-6)
 
 
 @pytest.mark.parametrize("p", [0.0, 1e-9, 1.0])
@@ -257,7 +267,6 @@ def test_what_all_users_have_in_common_is_no_taste_of_groups() -> None:
 def test_scores_are_finite_for_predictions_that_are_sure(n: int, p: float) -> None:
     for click in (0.0, 1.0):
         preference = np.linspace(-30, 30, n).astype(np.float32)
-        scores = opposition_scores(
-            np.full(n, click, np.float32), np.full(n, p, np.float32), preference, np.zeros(n, np.int64)
-        )
+        own = own_preferences(preference, np.zeros(n, np.int64))
+        scores = opposition_scores(np.full(n, click, np.float32), np.full(n, p, np.float32), own, 2.0)
         assert np.isfinite(scores).all()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from io import StringIO
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from rich.console import Console
 
+from online.category_metrics import CategoryMetrics
 from online.ctr import shrink
 from online.metrics import MetricPoint, Metrics
 from osmf.inspect import MOST_ROWS, ProductMissingError, run_inspect
@@ -124,6 +127,20 @@ def test_the_overview_stays_short(state: Path) -> None:
     _, tables = run_inspect(state)
     assert tables[1].row_count == MOST_ROWS
     assert f"and {103 - MOST_ROWS} more products" in text(state)
+
+
+def test_predictions_are_told_by_category(state: Path) -> None:
+    metrics, changes = CategoryMetrics(), ChangeSet()
+    metrics.update_many("lamps", np.array([1, 0, 0, 0], np.float32), np.array([0.5, 0.25, 0.125, 0.125], np.float32))
+    metrics.update_many("", np.array([0, 0], np.float32), np.array([0.5, 0.5], np.float32))
+    metrics.write(changes)
+    with Store(state) as store:
+        store.commit(changes)
+    shown, (figures, _) = text(state), run_inspect(state)
+    assert "clicks per expected" in shown
+    assert re.search(r"lamps .* 4 .* 1\.000 .* 0\.3120 .* 1\.000", shown)
+    assert re.search(r"\(none\) .* 2 .* 0\.500 .* 0\.6931 .* 0\.000", shown)
+    assert [reading["category"] for reading in figures.detail["categories"]] == ["", "lamps"]
 
 
 def test_what_is_not_there_is_named(state: Path, tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""How far users follow the preferences that the model sees in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from online.calibration import SLOPE_RANGE, PreferenceCalibration
+from state.store import ChangeSet, Store
+
+
+def observed(
+    calibration: PreferenceCalibration,
+    true_slope: float,
+    rng: np.random.Generator,
+    *,
+    n_rows: int,
+    strength: float = 0.4,
+) -> None:
+    for _ in range(n_rows // 1_000):
+        preference = strength * rng.standard_normal(1_000)
+        base = np.log(0.06 / 0.94)
+        clicks = (rng.random(1_000) < 1 / (1 + np.exp(-base - true_slope * preference))).astype(np.float32)
+        p_click = (1 / (1 + np.exp(-base - preference))).astype(np.float32)
+        calibration.observe_many(clicks, p_click, preference)
+
+
+def test_preferences_are_believed_at_first() -> None:
+    assert PreferenceCalibration().slope == 1
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("true_slope", [0.7, 1.0, 1.3])
+def test_the_slope_is_how_far_users_follow_their_preferences(seed: int, true_slope: float) -> None:
+    calibration = PreferenceCalibration()
+    observed(calibration, true_slope, np.random.default_rng(seed), n_rows=200_000)
+    assert calibration.slope == pytest.approx(true_slope, abs=0.07)
+
+
+def test_a_change_of_tastes_in_one_category_of_ten_is_not_the_habit_soon() -> None:
+    calibration, rng = PreferenceCalibration(), np.random.default_rng(4)
+    observed(calibration, 1.2, rng, n_rows=200_000)
+    before = calibration.slope
+    observed(calibration, -1.2, rng, n_rows=2_000)
+    assert calibration.slope > before - 0.1
+
+
+@pytest.mark.parametrize(("true_slope", "bound"), [(-3.0, SLOPE_RANGE[0]), (5.0, SLOPE_RANGE[1])])
+def test_the_slope_is_bounded(true_slope: float, bound: float) -> None:
+    calibration = PreferenceCalibration()
+    observed(calibration, true_slope, np.random.default_rng(5), n_rows=100_000)
+    assert calibration.slope == bound
+
+
+def test_users_without_preferences_tell_nothing() -> None:
+    calibration = PreferenceCalibration()
+    observed(calibration, 0.0, np.random.default_rng(6), n_rows=50_000, strength=0.0)
+    assert calibration.slope == 1
+
+
+def test_the_slope_survives_the_state(tmp_path: Path) -> None:
+    calibration = PreferenceCalibration()
+    observed(calibration, 1.3, np.random.default_rng(7), n_rows=50_000)
+    changes = ChangeSet()
+    calibration.write(changes)
+    with Store(tmp_path, sync=False) as store:
+        store.commit(changes)
+        again = PreferenceCalibration()
+        with store.read() as txn:
+            again.restore(txn)
+    assert again.slope == calibration.slope
+    nothing = ChangeSet()
+    calibration.write(nothing)
+    assert len(nothing) == 0
