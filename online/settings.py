@@ -141,7 +141,7 @@ class ShiftSettings(BaseModel):
         500, ge=0, description="Labelled impressions of a product with different groups before its detector starts."
     )
     false_alarms_per_million: float = Field(
-        5.0,
+        2.0,
         gt=0,
         le=500,
         description="False alarms that are accepted in a million impressions of products whose tastes stay. Fewer make "
