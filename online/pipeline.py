@@ -20,6 +20,7 @@ from online.core import OnlineCore
 from online.ctr import shrink
 from online.encoders import UnreadableImageError
 from online.features import FeatureBank
+from online.ranking import ndcg_at
 from online.registry import Registry, UnknownProductError
 from online.settings import OnlineSettings
 from online.shift import Shift
@@ -247,6 +248,7 @@ class Pipeline:
             (group_id, creative_id, cell.n_impressions, cell.n_clicks)
             for (group_id, creative_id), cell in sorted(self._core.counts.cells_of(shift.product_id).items())
         ]
+        ctr_before = shrink(*self._core.table(shift.product_id, live=True)[:2]).ctr
         self._core.counts.restart_live(shift.product_id, shift.cells, now_ms)
         impressions, clicks, creative_ids = self._core.table(shift.product_id, live=True)
         shrunk = shrink(impressions, clicks)
@@ -280,6 +282,7 @@ class Pipeline:
                         )
                         for column, creative_id in enumerate(creative_ids)
                     ],
+                    ranking_agreement=ndcg_at(shrunk.ctr[row], ctr_before[row]),
                 )
                 for row, group in enumerate(groups.groups)
             ],

@@ -145,12 +145,17 @@ class CreativeCtr(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ShiftedGroup(msgspec.Struct, frozen=True, kw_only=True):
-    """A group of the shifted product: who is in it, and what it clicks since the change."""
+    """A group of the shifted product: who is in it, and what it clicks since the change.
+
+    ``ranking_agreement`` is the NDCG@5 of its ranking of the creatives before the change, by what it clicks since; 1 is
+    the same ranking.
+    """
 
     group_id: int
     share: float
     profile: list[ProfileEntry]
     creatives: list[CreativeCtr]
+    ranking_agreement: float = 1.0
 
 
 ShiftScope = Literal["product", "category"]

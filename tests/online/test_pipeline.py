@@ -141,6 +141,7 @@ def test_the_change_of_tastes_is_published(undisturbed: tuple[Path, Content], st
     with Store(undisturbed[0], readonly=True) as store, open_view(store) as view:
         shifts = view.shifts()
     assert "p0" in {shift.product_id for shift in shifts}
+    agreements = []
     for (table, _), value in undisturbed[1].items():
         if table is not Table.OUTBOX:
             continue
@@ -153,9 +154,12 @@ def test_the_change_of_tastes_is_published(undisturbed: tuple[Path, Content], st
             n_shown = sum(c.n_impressions for group in event.groups for c in group.creatives)
             assert 0 < n_shown <= event.n_impressions_since_change
             for group in event.groups:
+                assert 0 < group.ranking_agreement <= 1
+                agreements.append(group.ranking_agreement)
                 for creative in group.creatives:
                     assert 0 <= creative.n_clicks <= creative.n_impressions
                     assert 0 <= creative.ctr_low <= creative.ctr <= creative.ctr_high <= 1
+    assert min(agreements) < 0.95  # some group ranks its creatives in another way
 
 
 # --- The same again
