@@ -125,7 +125,7 @@ class OnlineCore:
         rows = self._rows(labelled)
         p_click, preference = self.learner.predict_with_preference(rows, self._registry.creative_numbers)
         self._measure(rows, clicks, p_click, now_ms)
-        shifts = self._detect(labelled, rows, clicks, p_click, preference)
+        shifts = self._watch(labelled, rows, clicks, p_click, preference)
         new = LabelledRows(rows, clicks, np.ones(len(rows), np.float32))
         parts = [new]
         if corrected:
@@ -169,7 +169,7 @@ class OnlineCore:
             np.frombuffer(b"".join(record.attributes for record in records), np.uint8).reshape(-1, n_fields),
         )
 
-    def _detect(
+    def _watch(
         self,
         labelled: list[ImpressionRecord],
         rows: Rows,
@@ -177,6 +177,8 @@ class OnlineCore:
         p_click: npt.NDArray[np.float32],
         preference: npt.NDArray[np.float32],
     ) -> list[Shift]:
+        """See how far expectations and preferences are followed; return the shifts of tastes that this completes."""
+        slope = self._calibration.slope
         observed = []
         for number in np.unique(rows.products):
             index = np.flatnonzero(rows.products == number)
@@ -197,7 +199,7 @@ class OnlineCore:
                 self._detection.restart(product_id)
                 continue
             own = own_preferences(preference[index], rows.creatives[index])
-            scores = opposition_scores(clicks[index], p_click[index], own, self._calibration.slope)
+            scores = opposition_scores(clicks[index], p_click[index], own, slope)
             self._calibration.observe_many(clicks[index], p_click[index], own)
             observed.append(Observed(product_id, category, scores, cells))
         return self._detection.observe_many(observed)
