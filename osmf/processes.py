@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from osmf.settings import PREFIX
+from streams.bound import bound_to_this_process
 
 STOP_TIMEOUT_S = 20.0
 TAIL_LINES = 15
@@ -51,7 +52,7 @@ class Children:
         """Start ``osmf NAME``."""
         with (self._log_dir / f"{name}.log").open("ab") as log:
             self._running[name] = subprocess.Popen(
-                [sys.executable, "-m", "osmf", name, *arguments],
+                bound_to_this_process([sys.executable, "-m", "osmf", name, *arguments]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

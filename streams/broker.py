@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Mapping
@@ -24,24 +23,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
+from streams.bound import bound_to_this_process
+
 _HOST: Final = "127.0.0.1"
 _LOG_TAIL_LINES: Final = 15
 _PORT_ATTEMPTS: Final = 3
 _READY_POLL_S: Final = 0.02
 _STOP_TIMEOUT_S: Final = 5.0
-
-# Runs in a fresh interpreter that then becomes the broker: prctl(PR_SET_PDEATHSIG, SIGTERM) has the kernel
-# stop the broker when its owner dies, however it dies, and the setting outlives execv. A preexec_fn would do the
-# same, but may deadlock in an owner that has threads. The check covers an owner that died before the call.
-_EXEC_BOUND_TO_OWNER: Final = """\
-import ctypes, os, signal, sys
-owner, binary = int(sys.argv[1]), sys.argv[2]
-if sys.platform == "linux" and ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM) != 0:
-    sys.exit("prctl(PR_SET_PDEATHSIG): " + os.strerror(ctypes.get_errno()))
-if os.getppid() != owner:
-    sys.exit("the owner is gone")
-os.execv(binary, sys.argv[2:])
-"""
 
 
 class BrokerMissingError(RuntimeError):
@@ -242,7 +230,7 @@ class LocalBroker:
         ]
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-ISc", _EXEC_BOUND_TO_OWNER, str(os.getpid()), binary, "broker", *options],
+                bound_to_this_process([binary, "broker", *options]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -65,9 +65,7 @@ def test_value_lies_between_chance_and_the_oracle_and_groups_are_worth_nothing_w
     assert metrics["oracle_uplift"] > metrics["flat_oracle_uplift"] > 0
 
 
-def test_the_best_creatives_are_by_group_where_groups_differ(
-    simulator: SimulatorSettings, online: OnlineSettings
-) -> None:
+def test_every_group_has_its_best_creative(simulator: SimulatorSettings, online: OnlineSettings) -> None:
     world = BenchWorld(simulator.model_copy(update={"seed": 21}), online)
     course = CoreRun(world, online, micro_batch_rows=500)
     assert course.best_creatives(0)[1] == {}
@@ -81,6 +79,6 @@ def test_the_best_creatives_are_by_group_where_groups_differ(
         for_all, best = course.best_creatives(product)
         n_creatives = len(world.creative_numbers[product])
         assert all(0 <= creative < n_creatives for creative in (for_all, *best.values()))
-        assert set(best) == ({group.group_id for group in groups.groups} if groups.distinct else set())
+        assert set(best) == {group.group_id for group in groups.groups}
         by_group += len(set(best.values())) > 1
     assert by_group > 0
