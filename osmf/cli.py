@@ -98,8 +98,9 @@ def demo(
     """Run the whole loop on this machine and leave a report."""
     from osmf.demo import DemoError, run_demo
 
-    # SIGTERM ends it as Ctrl-C does: the processes that it started end with it.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # SIGTERM ends it as Ctrl-C does, and Ctrl-C also where a shell in the background has it ignored.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     try:
         run_demo(_settings(), out, n_impressions=impressions, seed=seed, json_target=json)
     except DemoError as error:
