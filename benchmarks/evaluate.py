@@ -24,7 +24,7 @@ def evaluate_groups(state: Path, truth: Path | None, online: OnlineSettings, *, 
 
     Raises
     ------
-    state.store.StateError
+    state.errors.StateError
         There is no state, or it cannot be read.
     """
     with Store(state, readonly=True) as store, open_view(store) as view:

@@ -25,10 +25,11 @@ from generator.renderer import Renderer
 from generator.settings import GeneratorSettings
 from generator.storage import ImageStore
 from generator.surroundings import UnusableShift, check_numbers, look_around
+from state.errors import StateMissingError
 from state.reading import open_view
 from state.records import CreativeRecord, OffsetRecord, OutboxRecord, encode_record, number_key, partition_key
 from state.settings import StateSettings
-from state.store import ChangeSet, StateMissingError, Store, Table
+from state.store import ChangeSet, Store, Table
 from streams import codec
 from streams.codec import EventDecoder, Undecodable, event_key, event_time_ms
 from streams.consumer import BatchConsumer
@@ -303,7 +304,7 @@ def run_generator(
     ------
     streams.consumer.TopicsMissingError
         The broker has no topic of shifts.
-    state.store.StateLockedError
+    state.errors.StateLockedError
         Another generator uses the same ``generator.state_path``.
     """
     streams = streams.model_copy(update={"consumer_group": generator.consumer_group})

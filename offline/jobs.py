@@ -22,7 +22,8 @@ from offline.pairs import make_pairs
 from offline.runs import RunLog, RunRecord
 from offline.settings import OfflineSettings
 from offline.snapshot import Snapshot, take_snapshot
-from state.store import StateMissingError, Store
+from state.errors import StateMissingError
+from state.store import Store
 
 KIND = "gaip"
 """Kind of the artifact that the job writes."""

@@ -142,7 +142,7 @@ def online(
     """Consume, learn, group and count: the online process."""
     from online.mismatch import StateMismatchError
     from online.worker import run_online
-    from state.store import StateError
+    from state.errors import StateError
     from streams.consumer import ConsumerError
 
     settings = _settings()
@@ -168,7 +168,7 @@ def generator(
 ) -> None:
     """Make new creatives for groups that have shifted: the generator process."""
     from generator.worker import run_generator
-    from state.store import StateError
+    from state.errors import StateError
     from streams.consumer import ConsumerError
 
     settings = _settings()
@@ -230,7 +230,8 @@ def serve(
 
 
 def _wait_for_state(path: Path) -> Store:
-    from state.store import StateMissingError, Store
+    from state.errors import StateMissingError
+    from state.store import Store
 
     told = False
     while True:
@@ -325,7 +326,7 @@ def inspect(
 ) -> None:
     """Show what the state holds: counts and CTRs of every creative in every group, and who is in the groups."""
     from osmf.inspect import ProductMissingError, run_inspect
-    from state.store import StateError
+    from state.errors import StateError
 
     try:
         figures, tables = run_inspect(state or _settings().state.path, product_id=product)
@@ -351,7 +352,7 @@ def verify(
     from osmf.event_rows import EventFileError
     from osmf.replay_obd import open_bandit_entries, open_bandit_files
     from osmf.verify import run_verify
-    from state.store import StateError
+    from state.errors import StateError
 
     settings = _settings()
     entries: Callable[[], Iterable[LogEntry]] | None = None
@@ -441,7 +442,7 @@ def evaluate(
     """Evaluate what a state has learnt."""
     from benchmarks.evaluate import evaluate_groups
     from online.mismatch import StateMismatchError
-    from state.store import StateError
+    from state.errors import StateError
 
     settings, started_s = _settings(), time.monotonic()
     try:

@@ -27,8 +27,9 @@ from osmf.screen import LiveArm, LiveFigures, LiveScreen, LiveShift
 from osmf.settings import Settings, settings_variables
 from simulator.session import Progress
 from simulator.truth import read_truth
+from state.errors import StateMissingError
 from state.reading import StateView, open_view
-from state.store import StateMissingError, Store
+from state.store import Store
 from streams.broker import BrokerMissingError, BrokerNotStartedError, LocalBroker
 from streams.events import DeadLetter
 from streams.settings import StreamSettings

@@ -107,7 +107,7 @@ def inspect_state(path: Path, *, product_id: str | None = None) -> Inspection:
     ------
     ProductMissingError
         There is no such product.
-    state.store.StateMissingError
+    state.errors.StateMissingError
         There is no state.
     """
     with Store(path, readonly=True) as store, open_view(store) as view:

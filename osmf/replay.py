@@ -24,9 +24,10 @@ from osmf.event_files import EventFiles
 from osmf.figures import Figures, commit, device
 from osmf.log_entry import KINDS, LogEntry
 from osmf.replay_obd import open_bandit_entries, open_bandit_files, open_bandit_settings
+from state.errors import StateMissingError
 from state.reading import StateView, open_view
 from state.settings import StateSettings
-from state.store import StateMissingError, Store
+from state.store import Store
 from streams.broker import LocalBroker, create_topics
 from streams.events import DeadLetter
 from streams.producer import EventProducer

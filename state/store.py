@@ -7,16 +7,43 @@ change set is applied again, which is why a change set is data and not a callbac
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 
 import lmdb
 
+from state.errors import (
+    StateDamagedError,
+    StateForeignError,
+    StateLayoutError,
+    StateMapError,
+    StateMissingError,
+    StatePermissionError,
+)
+from state.files import (
+    DATA_FILE,
+    NEXT_FILE,
+    WriterLock,
+    disk_error,
+    opening,
+    replace_data,
+    reserve_lock_file,
+    system_errors,
+)
+from state.pages import PageError, check_pages
+
 LAYOUT_VERSION = 3
 """Version of the tables and record layouts; another version is refused, never guessed."""
+
+_LAYOUT_KEY = b"layout_version"
+
+# LMDB takes a write that the disk took in part for an input/output error.
+_REFUSALS = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO))
 
 
 class Table(StrEnum):
@@ -43,44 +70,6 @@ class Table(StrEnum):
     DETECTORS = "detectors"
     SHIFTS = "shifts"
     OUTBOX = "outbox"
-
-
-class StateError(RuntimeError):
-    """The state cannot be used as it is."""
-
-
-class StateMissingError(StateError):
-    """There is no state at a path that is to be read."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(
-            f"no state at {path}: nothing has been committed there yet. "
-            "Start `osmf online` first, or set state.path (OSMF_STATE__PATH) to the folder that it writes."
-        )
-        self.path = path
-
-
-class StateLayoutError(StateError):
-    """The state was written with another layout version."""
-
-    def __init__(self, path: Path, found: str) -> None:
-        super().__init__(
-            f"state at {path} has layout version {found!r}, this program reads {LAYOUT_VERSION}: "
-            "it is left untouched. Use the program version that wrote it, or start with an empty state.path."
-        )
-        self.path = path
-        self.found = found
-
-
-class StateLockedError(StateError):
-    """Another process writes this state."""
-
-    def __init__(self, path: Path, pid: str) -> None:
-        super().__init__(
-            f"state at {path} is being written by process {pid}: a state has one writer, so nothing was opened. "
-            "Stop that process first, or set another state.path."
-        )
-        self.path = path
 
 
 class ChangeSet:
@@ -173,81 +162,76 @@ class Store:
     ------
     StateMissingError
         ``readonly`` and there is no state.
+    StateForeignError
+        What lies there is no state of this program.
     StateLayoutError
         The state has another layout version.
     StateLockedError
         Another process has the state open for writing.
+    StateDamagedError
+        The data file is not whole.
+    StatePermissionError, StateDiskError, StateMapError
+        The system refused the files, the room on the disk or the memory map.
     """
 
     def __init__(self, path: Path, *, readonly: bool = False, map_size_mib: int = 1024, sync: bool = True) -> None:
         self.path = path
         self.readonly = readonly
-        self._writer_lock: _WriterLock | None = None
-        if readonly:
-            data = path / "data.mdb"
-            if not data.exists() or not data.stat().st_size:
-                raise StateMissingError(path)
-        else:
-            path.mkdir(parents=True, exist_ok=True)
-            self._writer_lock = _WriterLock(path)
+        self._writer_lock: WriterLock | None = None
+        self._env: lmdb.Environment | None = None
+        with system_errors(path):
+            if path.exists() and not path.is_dir():
+                raise StateForeignError(path, "is no folder")
+            is_there = (path / DATA_FILE).exists()
+        if readonly and not is_there:
+            raise StateMissingError(path)
+        if not readonly:
+            self._writer_lock = WriterLock(path)
         try:
-            self._env = lmdb.open(
-                str(path),
-                map_size=map_size_mib << 20,
-                max_dbs=len(Table),
-                readonly=readonly,
-                sync=sync,
-                max_readers=510,
-                readahead=False,
-            )
-            self._tables = self._open_tables()
-            self._check_layout()
+            # Only now: another writer may have made the state since.
+            if not readonly and not (path / DATA_FILE).exists():
+                _create(path, sync=sync)
+            with opening(path):
+                try:
+                    # Under a writer pages move; the writer itself has checked them all before it began.
+                    check_pages(path / DATA_FILE, every=not readonly)
+                except PageError as error:
+                    raise StateDamagedError(path, str(error)) from error
+                reserve_lock_file(path)
+                self._env = _open_environment(path, readonly=readonly, map_size_mib=map_size_mib, sync=sync)
+            self._tables = _open_tables(path, self._env)
         except BaseException:
-            if self._writer_lock is not None:
-                self._writer_lock.release()
-            raise
-
-    def _open_tables(self) -> dict[Table, lmdb._Database]:
-        if self.readonly:
-            try:
-                return {table: self._env.open_db(table.encode(), create=False) for table in Table}
-            except lmdb.NotFoundError as error:
-                raise StateMissingError(self.path) from error
-        return {table: self._env.open_db(table.encode()) for table in Table}
-
-    def _check_layout(self) -> None:
-        with self.read() as txn:
-            found = txn.get(Table.META, b"layout_version")
-        if found is None and not self.readonly:
-            changes = ChangeSet()
-            changes.put(Table.META, b"layout_version", str(LAYOUT_VERSION).encode())
-            self.commit(changes)
-        elif found is None:
-            raise StateMissingError(self.path)
-        elif found != str(LAYOUT_VERSION).encode():
             self.close()
-            raise StateLayoutError(self.path, found.decode(errors="replace"))
+            raise
 
     @contextmanager
     def read(self) -> Iterator[ReadTransaction]:
         """Open a consistent view of the last commit."""
-        try:
-            txn = self._env.begin()
-        except lmdb.MapResizedError:
-            # The writer, in another process, has grown the map: adopt its size.
-            self._env.set_mapsize(0)
-            txn = self._env.begin()
-        with txn:
-            yield ReadTransaction(txn, self._tables)
+        with _damage(self.path):
+            try:
+                txn = self._environment.begin()
+            except lmdb.MapResizedError:
+                # The writer, in another process, has grown the map: adopt its size.
+                self._environment.set_mapsize(0)
+                txn = self._environment.begin()
+            with txn:
+                yield ReadTransaction(txn, self._tables)
 
     def commit(self, changes: ChangeSet) -> None:
         """Apply ``changes`` in one transaction: all of them, or none.
 
         A full map is doubled, and the change set applied again from the start.
+
+        Raises
+        ------
+        StateDiskError
+            The disk is full, or refused the write for another reason. The state is as it was before.
+        StateMapError
+            The map cannot grow. The state is as it was before, and closed.
         """
         while True:
             try:
-                with self._env.begin(write=True) as txn:
+                with _damage(self.path), _refused_writes(self.path), self._environment.begin(write=True) as txn:
                     for table, key, value in changes:
                         if value is None:
                             txn.delete(key, db=self._tables[table])
@@ -255,16 +239,40 @@ class Store:
                             txn.put(key, value, db=self._tables[table])
                 return
             except lmdb.MapFullError:
-                self._env.set_mapsize(self._env.info()["map_size"] * 2)
+                self._grow()
+
+    def _grow(self) -> None:
+        n_bytes = self.map_bytes() * 2
+        try:
+            self._environment.set_mapsize(n_bytes)
+        except lmdb.MemoryError as error:
+            # LMDB has given up the old map by now, and would touch it again.
+            self.close()
+            raise StateMapError(self.path, n_bytes, str(error)) from error
+
+    def copy_to(self, file: int) -> None:
+        """Write the last commit to an open file, as a data file without free pages; commits go on meanwhile."""
+        with _damage(self.path), _refused_writes(self.path):
+            self._environment.copyfd(file, compact=True)
 
     def size_bytes(self) -> int:
         """Return how many bytes of the map are in use."""
-        info = self._env.info()
-        return int((info["last_pgno"] + 1) * self._env.stat()["psize"])
+        info = self._environment.info()
+        return int((info["last_pgno"] + 1) * self._environment.stat()["psize"])
+
+    def map_bytes(self) -> int:
+        """Return the size of the memory map in bytes."""
+        return int(self._environment.info()["map_size"])
+
+    @property
+    def _environment(self) -> lmdb.Environment:
+        assert self._env is not None, "only a store that could not be opened has no environment"
+        return self._env
 
     def close(self) -> None:
         """Close the environment; a second call does nothing."""
-        self._env.close()
+        if self._env is not None:
+            self._env.close()
         if self._writer_lock is not None:
             self._writer_lock.release()
 
@@ -277,25 +285,80 @@ class Store:
         self.close()
 
 
-class _WriterLock:
-    """An advisory file lock that dies with its process, so that a killed writer leaves nothing to clean up."""
+def _create(path: Path, *, sync: bool) -> None:
+    """Make an empty state. It is made beside and renamed, so that a data file that is there has been whole once."""
+    (path / NEXT_FILE).unlink(missing_ok=True)
+    with system_errors(path), _refused_writes(path):
+        with (
+            closing(
+                lmdb.open(str(path / NEXT_FILE), subdir=False, lock=False, max_dbs=len(Table), sync=sync)
+            ) as environment,
+            environment.begin(write=True) as txn,
+        ):
+            for table in Table:
+                environment.open_db(table.encode(), txn=txn)
+            meta = environment.open_db(Table.META.encode(), txn=txn)
+            txn.put(_LAYOUT_KEY, str(LAYOUT_VERSION).encode(), db=meta)
+        replace_data(path, None, sync=sync)
 
-    def __init__(self, path: Path) -> None:
-        import fcntl
 
-        self._file = (path / "writer.lock").open("a+")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            pid = self._file.read().strip() or "unknown"
-            self._file.close()
-            raise StateLockedError(path, pid) from None
-        import os
+def _open_environment(path: Path, *, readonly: bool, map_size_mib: int, sync: bool) -> lmdb.Environment:
+    try:
+        with _damage(path), _refused_writes(path):
+            return lmdb.open(
+                str(path),
+                map_size=map_size_mib << 20,
+                max_dbs=len(Table),
+                readonly=readonly,
+                sync=sync,
+                max_readers=510,
+                readahead=False,
+            )
+    except lmdb.ReadonlyError as error:
+        raise StatePermissionError(path, str(error)) from error
+    except lmdb.MemoryError as error:
+        raise StateMapError(path, map_size_mib << 20, str(error)) from error
 
-        self._file.truncate(0)
-        self._file.write(str(os.getpid()))
-        self._file.flush()
 
-    def release(self) -> None:
-        self._file.close()
+def _open_tables(path: Path, environment: lmdb.Environment) -> dict[Table, lmdb._Database]:
+    """Open every table, after the layout has proved to be this program's."""
+    try:
+        meta = environment.open_db(Table.META.encode(), create=False)
+        with environment.begin() as txn:
+            layout = txn.get(_LAYOUT_KEY, db=meta)
+    except (lmdb.NotFoundError, lmdb.IncompatibleError) as error:
+        raise StateForeignError(path, "holds an LMDB environment of another program") from error
+    if layout is None:
+        raise StateForeignError(path, "holds an LMDB environment without a layout version")
+    if layout != str(LAYOUT_VERSION).encode():
+        raise StateLayoutError(path, layout.decode(errors="replace"), LAYOUT_VERSION)
+    try:
+        return {table: environment.open_db(table.encode(), create=False) for table in Table}
+    except lmdb.NotFoundError as error:
+        raise StateForeignError(path, f"lacks a table of layout {LAYOUT_VERSION} ({error})") from error
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Turn what LMDB finds wrong with its file into `StateDamagedError`."""
+    try:
+        yield
+    except (
+        lmdb.CorruptedError,
+        lmdb.PageNotFoundError,
+        lmdb.InvalidError,
+        lmdb.VersionMismatchError,
+        lmdb.PanicError,
+    ) as error:
+        raise StateDamagedError(path, str(error)) from error
+
+
+@contextmanager
+def _refused_writes(path: Path) -> Iterator[None]:
+    """Turn a write that the system refused into `StateDiskError`."""
+    try:
+        yield
+    except lmdb.Error as error:
+        if str(error).endswith(_REFUSALS):
+            raise disk_error(path, str(error)) from error
+        raise

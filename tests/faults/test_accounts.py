@@ -22,8 +22,9 @@ from simulator.session import Session
 from simulator.settings import CatalogueSettings, SimulatorSettings, TrafficSettings, WorldSettings
 from simulator.stage import set_stage
 from simulator.truth import Truth
+from state.errors import StateMissingError
 from state.reading import open_view
-from state.store import StateMissingError, Store
+from state.store import Store
 from streams.broker import LocalBroker
 from streams.codec import event_time_ms
 from streams.events import DeadLetter, Event

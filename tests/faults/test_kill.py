@@ -17,8 +17,9 @@ from simulator.decider import UniformDecider
 from simulator.session import Session
 from simulator.settings import CatalogueSettings, SimulatorSettings, TrafficSettings
 from simulator.stage import set_stage
+from state.errors import StateMissingError
 from state.reading import open_view
-from state.store import StateMissingError, Store, Table
+from state.store import Store, Table
 from streams.broker import LocalBroker
 from streams.producer import EventProducer
 from streams.settings import StreamSettings

@@ -22,6 +22,7 @@ from generator.refresh import HandledShift
 from generator.settings import CheckSettings, GeneratorSettings
 from generator.storage import ImageStore, read_bytes, read_metadata
 from generator.worker import GeneratorWorker, Handled, run_generator, work
+from state.errors import StateLockedError
 from state.records import (
     Cell,
     CreativeRecord,
@@ -35,7 +36,7 @@ from state.records import (
     encode_record,
 )
 from state.settings import StateSettings
-from state.store import ChangeSet, StateLockedError, Store, Table
+from state.store import ChangeSet, Store, Table
 from streams.broker import LocalBroker
 from streams.codec import encode
 from streams.events import Creative, CreativeCtr, DeadLetter, GroupsShifted, ProfileEntry, ShiftedGroup

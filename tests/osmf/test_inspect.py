@@ -15,6 +15,7 @@ from online.category_metrics import CategoryMetrics
 from online.ctr import shrink
 from online.metrics import MetricPoint, Metrics
 from osmf.inspect import MOST_ROWS, ProductMissingError, run_inspect
+from state.errors import StateMissingError
 from state.records import (
     Cell,
     CreativeRecord,
@@ -29,7 +30,7 @@ from state.records import (
     encode_record,
     partition_key,
 )
-from state.store import ChangeSet, StateMissingError, Store, Table
+from state.store import ChangeSet, Store, Table
 
 CELLS = {
     ("lamp", 1, "a"): (1_000, 50),
