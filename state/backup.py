@@ -7,14 +7,13 @@ SHA-256, is written last, by an atomic rename: a folder without one is a backup 
 from __future__ import annotations
 
 import hashlib
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from state.errors import StateError, StateLayoutError
+from state.errors import StateDiskError, StateError, StateLayoutError
 from state.files import DATA_FILE, LOCK_FILE, NEXT_FILE, WriterLock, replace_data, sync_file, system_errors
 from state.reading import open_view
 from state.store import LAYOUT_VERSION, Store
@@ -118,27 +117,33 @@ def write_backup(path: Path, folder: Path, *, now_ms: int, osmf_version: str) ->
     Raises
     ------
     BackupTargetError
-        ``folder`` has something in it, is no folder, or lies in the state.
+        ``folder`` has something in it, is no folder, lies in the state, or its disk is full. What was written of the
+        backup is removed again.
     StateError
-        The state cannot be read, or the backup's disk is full. What was written of the backup is removed again.
+        The state cannot be read.
     """
     inside, state = folder.resolve(), path.resolve()
     if inside == state or state in inside.parents:
         raise BackupTargetError(folder, f"it lies in the state at {path}")
-    with Store(path, readonly=True) as store, system_errors(folder):
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise BackupTargetError(folder, "it is no empty folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with (folder / DATA_FILE).open("xb", buffering=0) as file:
-                store.copy_to(file.fileno())
-                os.fsync(file.fileno())
-            manifest = _describe(folder, now_ms, osmf_version)
-            _write_manifest(folder, manifest)
-        except BaseException:
-            for name in (DATA_FILE, LOCK_FILE, MANIFEST):
-                (folder / name).unlink(missing_ok=True)
-            raise
+    try:
+        with Store(path, readonly=True) as store, system_errors(folder):
+            return _write(store, folder, now_ms, osmf_version)
+    except StateDiskError as error:
+        raise BackupTargetError(folder, error.reason) from error
+
+
+def _write(store: Store, folder: Path, now_ms: int, osmf_version: str) -> BackupManifest:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BackupTargetError(folder, "it is no empty folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        store.copy_to(folder / DATA_FILE)
+        manifest = _describe(folder, now_ms, osmf_version)
+        _write_manifest(folder, manifest)
+    except BaseException:
+        for name in (DATA_FILE, LOCK_FILE, MANIFEST):
+            (folder / name).unlink(missing_ok=True)
+        raise
     return manifest
 
 
@@ -240,18 +245,17 @@ def restore_backup(folder: Path, path: Path, *, now_ms: int, force: bool) -> tup
         A process has the state at ``path`` open for writing.
     """
     manifest = read_manifest(folder)
-    with system_errors(path):
+    with system_errors(path), WriterLock(path):
         is_there = (path / DATA_FILE).exists()
         if is_there and not force:
             raise StateThereError(path)
-        with WriterLock(path):
-            try:
-                _copy_checked(folder, path / NEXT_FILE, manifest)
-                aside = _name_aside(path, now_ms) if is_there else None
-                replace_data(path, aside)
-            except BaseException:
-                (path / NEXT_FILE).unlink(missing_ok=True)
-                raise
+        try:
+            _copy_checked(folder, path / NEXT_FILE, manifest)
+            aside = _name_aside(path, now_ms) if is_there else None
+            replace_data(path, aside)
+        except BaseException:
+            (path / NEXT_FILE).unlink(missing_ok=True)
+            raise
     return manifest, aside
 
 

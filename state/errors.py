@@ -91,12 +91,13 @@ class StateDiskError(StateError):
     """The disk did not take what was to be written."""
 
     def __init__(self, path: Path, reason: str, n_bytes_free: int) -> None:
-        super().__init__(
-            f"state at {path} could not be written ({reason}; {n_bytes_free / 2**20:,.1f} MiB are free on its disk): "
-            "what was to be written was dropped whole, offsets included, and all earlier commits were kept. Make room "
-            "on that disk, or lift the limit on file sizes, and start again: it continues from the last commit."
-        )
         self.path = path
+        self.reason = f"{reason}; {n_bytes_free / 2**20:,.1f} MiB are free on its disk"
+        super().__init__(
+            f"state at {path} could not be written ({self.reason}): what was to be written was dropped whole, offsets "
+            "included, and all earlier commits were kept. Make room on that disk, or lift the limit on file sizes, and "
+            "start again: it continues from the last commit."
+        )
 
 
 class StateMapError(StateError):

@@ -250,10 +250,17 @@ class Store:
             self.close()
             raise StateMapError(self.path, n_bytes, str(error)) from error
 
-    def copy_to(self, file: int) -> None:
-        """Write the last commit to an open file, as a data file without free pages; commits go on meanwhile."""
-        with _damage(self.path), _refused_writes(self.path):
-            self._environment.copyfd(file, compact=True)
+    def copy_to(self, target: Path) -> None:
+        """Write the last commit to a new file, as a data file without free pages; commits go on meanwhile.
+
+        Raises
+        ------
+        StateDiskError
+            The target's disk is full.
+        """
+        with target.open("xb", buffering=0) as file, _damage(self.path), _refused_writes(target.parent):
+            self._environment.copyfd(file.fileno(), compact=True)
+            os.fsync(file.fileno())
 
     def size_bytes(self) -> int:
         """Return how many bytes of the map are in use."""
