@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from osmf.settings import Settings, SettingsRefusedError
+from osmf.settings import Settings, SettingsRefusedError, load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

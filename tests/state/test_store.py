@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from state.errors import StateLayoutError, StateLockedError, StateMissingError
+from state.errors import StateForeignError, StateLayoutError, StateLockedError, StateMissingError
 from state.reading import open_view
 from state.records import ArmRecord, Cell, OffsetRecord, arm_key, cell_key, encode_cell, encode_record, partition_key
 from state.store import LAYOUT_VERSION, ChangeSet, Store, Table
@@ -36,6 +36,12 @@ def change(*puts: tuple[Table, bytes, bytes | None]) -> ChangeSet:
 def content(store: Store) -> dict[tuple[Table, bytes], bytes]:
     with store.read() as txn:
         return {(table, key): value for table in Table for key, value in txn.scan(table)}
+
+
+def environment(path: Path, key: bytes, value: bytes, table: bytes | None = None) -> None:
+    """Write one entry to an LMDB environment that this program did not make."""
+    with lmdb.open(str(path), max_dbs=2) as other, other.begin(write=True) as txn:
+        txn.put(key, value, db=None if table is None else other.open_db(table, txn=txn))
 
 
 @contextmanager
@@ -194,11 +200,68 @@ def test_another_layout_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
             StateLayoutError, match=rf"layout version '99', this program reads {LAYOUT_VERSION}.*untouched"
         ):
             Store(tmp_path, readonly=readonly)
-    environment = lmdb.open(str(tmp_path), max_dbs=len(Table))
-    with environment.begin() as txn:
-        assert txn.get(b"a", db=environment.open_db(b"cells", txn=txn)) == b"1"
-        assert txn.get(b"layout_version", db=environment.open_db(b"meta", txn=txn)) == b"99"
-    environment.close()
+    with lmdb.open(str(tmp_path), max_dbs=len(Table)) as other, other.begin() as txn:
+        assert txn.get(b"a", db=other.open_db(b"cells", txn=txn)) == b"1"
+        assert txn.get(b"layout_version", db=other.open_db(b"meta", txn=txn)) == b"99"
+
+
+@pytest.mark.parametrize(
+    ("layout", "advice"),
+    [
+        (str(LAYOUT_VERSION + 1), "A newer program wrote it: install that one"),
+        (str(LAYOUT_VERSION - 1), "Older layouts are not continued. Use the program version that wrote it, or start"),
+        ("0", "No program version writes that one"),
+        ("x", "No program version writes that one"),
+    ],
+)
+def test_another_layout_is_refused_with_what_to_do(tmp_path: Path, layout: str, advice: str) -> None:
+    with Store(tmp_path, sync=False) as store:
+        store.commit(change((Table.META, b"layout_version", layout.encode())))
+    with pytest.raises(StateLayoutError, match=rf"layout version '{layout}'.*{advice}"):
+        Store(tmp_path)
+
+
+def test_an_older_layout_with_fewer_tables_is_refused_and_gets_none(tmp_path: Path) -> None:
+    environment(tmp_path, b"layout_version", b"2", b"meta")
+    before = (tmp_path / "data.mdb").read_bytes()
+    for readonly in (True, False):
+        with pytest.raises(StateLayoutError, match="layout version '2'"):
+            Store(tmp_path, readonly=readonly)
+    assert (tmp_path / "data.mdb").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        ("empty environment", "an LMDB environment of another program"),
+        ("entries without tables", "an LMDB environment of another program"),
+        ("an entry named as a table is", "an LMDB environment of another program"),
+        ("a table named as one of ours", "an LMDB environment without a layout version"),
+        ("our layout without our tables", "lacks a table of layout"),
+        ("a file", "is no folder"),
+    ],
+)
+@pytest.mark.parametrize("readonly", [False, True])
+def test_what_is_no_state_is_left_alone(tmp_path: Path, made: str, reason: str, readonly: bool) -> None:
+    path = tmp_path / "state"
+    match made:
+        case "empty environment":
+            lmdb.open(str(path)).close()
+        case "entries without tables":
+            environment(path, b"a", b"b")
+        case "an entry named as a table is":
+            environment(path, b"meta", b"b")
+        case "a table named as one of ours":
+            environment(path, b"a", b"b", b"meta")
+        case "our layout without our tables":
+            environment(path, b"layout_version", str(LAYOUT_VERSION).encode(), b"meta")
+        case _:
+            path.write_text("mine")
+    data = path if made == "a file" else path / "data.mdb"
+    before = data.read_bytes()
+    with pytest.raises(StateForeignError, match=f"no state, it .*{reason}.*left untouched"):
+        Store(path, readonly=readonly)
+    assert data.read_bytes() == before
 
 
 @pytest.mark.parametrize("made", ["nothing", "folder"])
