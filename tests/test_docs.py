@@ -12,6 +12,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 import typer.main
+from typer.core import TyperGroup
 
 from osmf.cli import app
 from osmf.settings import Settings, SettingsRefusedError, describe_settings, load_settings
@@ -27,7 +28,11 @@ EVENT_TYPES: dict[str, type[Any]] = {each.__name__: each for each in get_args(ev
 PARTS: dict[str, type[Any]] = {
     each.__name__: each for each in (events.ShiftedGroup, events.ProfileEntry, events.CreativeCtr)
 }
-COMMANDS = typer.main.get_group(app).commands
+COMMANDS = dict(typer.main.get_group(app).commands)
+for group_name, group in typer.main.get_group(app).commands.items():
+    if isinstance(group, TyperGroup):
+        COMMANDS |= {f"{group_name} {name}": command for name, command in group.commands.items()}
+        del COMMANDS[group_name]
 
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`\n]+)`")
@@ -142,7 +147,8 @@ def test_a_call_of_the_command_line_is_understood(document: str, call: str) -> N
     words = call.split()
     if words == ["--help"]:
         return
-    name, *arguments = words
+    n_words = 2 if " ".join(words[:2]) in COMMANDS else 1
+    name, arguments = " ".join(words[:n_words]), words[n_words:]
     assert name in COMMANDS, document
     parameters = COMMANDS[name].params
     options = {option for parameter in parameters for option in parameter.opts} | {"--help"}

@@ -23,7 +23,7 @@ from state.backup import (
     restore_backup,
     write_backup,
 )
-from state.errors import StateLayoutError, StateLockedError, StateMissingError
+from state.errors import StateDamagedError, StateLayoutError, StateLockedError, StateMissingError
 from state.store import LAYOUT_VERSION, ChangeSet, Store, Table
 
 ROOT = Path(__file__).parents[2]
@@ -157,6 +157,18 @@ def test_a_state_that_is_there_is_kept(state: Path, backup: Path) -> None:
     assert content(state) == before
     assert content(aside) == changed
     assert not (state / "data.mdb.next").exists()
+
+
+def test_a_damaged_state_is_replaced_and_kept_as_it_is(state: Path, backup: Path) -> None:
+    before = content(state)
+    os.truncate(state / "data.mdb", 100_000)
+    damaged = (state / "data.mdb").read_bytes()
+    with pytest.raises(StateDamagedError):
+        Store(state)
+    _, aside = restore_backup(backup, state, now_ms=NOW_MS, force=True)
+    assert content(state) == before
+    assert aside is not None
+    assert (aside / "data.mdb").read_bytes() == damaged
 
 
 def test_readers_of_the_former_state_do_not_disturb_the_new_one(state: Path, backup: Path) -> None:
