@@ -212,7 +212,7 @@ class Store:
                 txn = self._environment.begin()
             except lmdb.MapResizedError:
                 # The writer, in another process, has grown the map: adopt its size.
-                self._environment.set_mapsize(0)
+                self._resize(0)
                 txn = self._environment.begin()
             with txn:
                 yield ReadTransaction(txn, self._tables)
@@ -239,16 +239,16 @@ class Store:
                             txn.put(key, value, db=self._tables[table])
                 return
             except lmdb.MapFullError:
-                self._grow()
+                self._resize(self.map_bytes() * 2)
 
-    def _grow(self) -> None:
-        n_bytes = self.map_bytes() * 2
+    def _resize(self, n_bytes: int) -> None:
+        """Give the map another size; 0: that which the writer, in another process, has given it."""
         try:
             self._environment.set_mapsize(n_bytes)
         except lmdb.MemoryError as error:
             # LMDB has given up the old map by now, and would touch it again.
             self.close()
-            raise StateMapError(self.path, n_bytes, str(error)) from error
+            raise StateMapError(self.path, n_bytes or (self.path / DATA_FILE).stat().st_size, str(error)) from error
 
     def copy_to(self, target: Path) -> None:
         """Write the last commit to a new file, as a data file without free pages; commits go on meanwhile.
