@@ -149,7 +149,7 @@ class GatedModel(PreferenceModel):
         return heeded
 
     @torch.no_grad()
-    def heed(self, features: Tensor, chosen: Tensor, field: int, fresh: GatedModel) -> None:
+    def heed(self, features: Tensor, chosen: Tensor, field: int, likeness: Tensor, fresh: GatedModel) -> None:
         """Let some products heed an attribute more than any other, because it has been found to decide.
 
         What the title tells is changed as little as it can be so that the other products stay as they are (ridge
@@ -164,6 +164,8 @@ class GatedModel(PreferenceModel):
             The products, (P,) bool.
         field
             The attribute.
+        likeness
+            Its values as they have been clicked, (V, R): values that prefer the same images lie together.
         fresh
             A new model.
         """
@@ -182,7 +184,8 @@ class GatedModel(PreferenceModel):
         update = torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ (target - logits).double())
         if bool((heeded != field).any()):
             idle = self._idle_fields(features[~chosen])
-            self._start_afresh(fresh, idle & (torch.arange(len(idle)) == field), ~idle)
+            if bool(idle[field]):
+                self._start_afresh(fresh, field, likeness, ~idle)
         self.evidence.weight.add_(update[:-1].T.float())
         self.evidence.bias.add_(update[-1].float())
 
@@ -190,18 +193,23 @@ class GatedModel(PreferenceModel):
         """Return which attributes no product of some titles heeds, (N,) bool."""
         return (self.titles(features).field_weights < IDLE_WEIGHT).all(dim=0)
 
-    def _start_afresh(self, fresh: GatedModel, chosen: Tensor, like: Tensor) -> None:
-        """Embed and read some attributes, (N,) bool, as a new model does, on the scale of others of this one, ``like``.
+    def _start_afresh(self, fresh: GatedModel, field: int, likeness: Tensor, like: Tensor) -> None:
+        """Embed and read an attribute anew, on the scale of others of this model, ``like`` (N,) bool.
 
-        The scale matters: gates multiply the attributes that are heeded many times, so that their embeddings are
-        small, and one of a new model's size among them would drown what the layers above know of the others.
+        Values that have been clicked alike start alike: from random places their tastes would have to find together
+        one by one. The scale matters: gates multiply the attributes that are heeded many times, so that their
+        embeddings are small, and one of a new model's size among them would drown what the layers above know of the
+        others.
         """
         if not bool(like.any()):
-            like = chosen
+            like = torch.arange(len(like)) == field
         rows_of = torch.repeat_interleave(torch.arange(len(self.cardinalities)), torch.tensor(self.cardinalities))
         columns_of = torch.repeat_interleave(torch.arange(len(self.cardinalities)), self.fields.embedding_dim)
-        rows, columns = chosen[rows_of], chosen[columns_of]
-        self.fields.weight[rows] = _scaled(fresh.fields.weight[rows], self.fields.weight[like[rows_of]])
+        rows, columns = rows_of == field, columns_of == field
+        n_axes = min(likeness.shape[1], self.fields.embedding_dim)
+        axes, _ = torch.linalg.qr(fresh.fields.weight[rows][:n_axes].T)  # (d_field, R): the directions are arbitrary
+        placed = likeness[:, : axes.shape[1]] @ axes.T  # (V, d_field)
+        self.fields.weight[rows] = _scaled(placed, self.fields.weight[like[rows_of]])
         for layer, source in zip(self._field_readers(), fresh._field_readers(), strict=True):
             layer.weight[:, columns] = _scaled(source.weight[:, columns], layer.weight[:, like[columns_of]])
 

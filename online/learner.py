@@ -227,7 +227,8 @@ class PreferenceLearner:
         for found in self._search.observe_many(labelled.rows, labelled.clicks - common, creatives_of, category_of):
             fresh = self._fresh_model()
             for model in gated:
-                model.heed(self._bank.titles(), self._chosen(found.products), found.field, fresh)
+                likeness = torch.from_numpy(found.likeness.astype(np.float32))
+                model.heed(self._bank.titles(), self._chosen(found.products), found.field, likeness, fresh)
 
     def _gated_models(self) -> list[GatedModel]:
         """Return the model and its average; none where the form has no gates that could be told anything."""

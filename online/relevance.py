@@ -44,10 +44,14 @@ MIN_LEAD = 2.0
 
 @dataclass(frozen=True)
 class Finding:
-    """An attribute, by its place among them, that decides the tastes for some products (registration numbers)."""
+    """An attribute, by its place among them, that decides the tastes for some products (registration numbers).
+
+    ``likeness`` are its values as they have been clicked, (V, R): those that prefer the same images lie together.
+    """
 
     products: list[int]
     field: int
+    likeness: Floats
 
 
 class Sums(msgspec.Struct, array_like=True):
@@ -119,6 +123,33 @@ def relevance(
         statistic = float((excess**2 / (n * variances[seen])).sum())
         found[field] = (statistic - n_free) / np.sqrt(2 * n_free)
     return found
+
+
+def likeness(scores: Floats, squares: Floats, by_value: Floats, counts: Floats) -> Floats:
+    """Return the values of one attribute as they have been clicked, (V, R): those that prefer the same images together.
+
+    They are the mean scores of each value, shrunk as far as it has few rows, along the R directions in which values
+    differ by more than chance; one direction at least.
+
+    Parameters
+    ----------
+    scores, squares
+        Sums over all rows, (Q,), as in `relevance`.
+    by_value, counts
+        The attribute's own, (V, Q) and (V,).
+    """
+    n_rows = counts.sum()
+    means = scores / n_rows
+    deviations = np.sqrt(np.maximum(squares / n_rows - means**2, 1e-30))
+    # In units of the standard error, so that a value that nobody has lies in the middle.
+    excess = (by_value - counts[:, None] * means) / (np.sqrt(np.maximum(counts, 1.0))[:, None] * deviations)  # (V, Q)
+    left, sizes, _ = np.linalg.svd(excess, full_matrices=False)
+    by_chance = np.sqrt(max((counts > 0).sum() - 1, 1)) + np.sqrt(len(scores))
+    n_axes = max(1, int((sizes > by_chance).sum()))
+    share = np.sqrt(counts / n_rows)[:, None]
+    # Back to means by row: a signal of the mean size of those kept, each value shrunk towards the middle.
+    noise = 1.0 / np.maximum(sizes[:n_axes].max() ** 2, 1e-30)
+    return np.asarray(left[:, :n_axes] * sizes[:n_axes] * share / (share**2 + noise))
 
 
 class AttributeSearch:
@@ -260,16 +291,10 @@ class AttributeSearch:
         search.n_clicks += n_clicks
 
     def _ask(self, search: Sums) -> list[Finding]:
-        n_directions = self._directions.shape[1]
-        by_value = np.frombuffer(search.by_value).reshape(-1, n_directions)
-        found = relevance(
-            np.frombuffer(search.scores),
-            np.frombuffer(search.squares),
-            by_value,
-            np.frombuffer(search.counts),
-            search.n_clicks / search.n_rows,
-            self._cardinalities,
-        )
+        by_value = np.frombuffer(search.by_value).reshape(-1, self._directions.shape[1])
+        scores, squares, counts = (np.frombuffer(sums) for sums in (search.scores, search.squares, search.counts))
+        ctr = search.n_clicks / search.n_rows
+        found = relevance(scores, squares, by_value, counts, ctr, self._cardinalities)
         while not search.ended and search.n_clicks >= ASKED_CLICKS[search.n_asked]:
             search.n_asked += 1
         if search.ended:
@@ -278,7 +303,9 @@ class AttributeSearch:
         # After a change an attribute is heeded that has been right for long: another one has to stand out twice.
         if search.suspected is None or (search.since_change and search.suspected != before):
             return []
-        return [Finding(list(search.products), search.suspected)]
+        values = slice(self._starts[search.suspected], self._starts[search.suspected] + self._cardinalities[search.suspected])
+        placed = likeness(scores, squares, by_value[values], counts[values])
+        return [Finding(list(search.products), search.suspected, placed)]
 
     def write(self, changes: ChangeSet) -> None:
         """Write what has changed since the last call."""
