@@ -33,6 +33,8 @@ PRIOR_INFORMATION = 4.0
 About 10,000 impressions at first, at a CTR of 5%.
 """
 
+_EXPECTATION = msgspec.msgpack.Decoder(ExpectationRecord)
+
 DISTRUST = 10 * PRIOR_INFORMATION
 """Information against the model with which a category starts anew when its tastes have changed."""
 
@@ -130,7 +132,7 @@ def read_relative_ctrs(
 
 
 class Expectations:
-    """What is expected of every product's groups; and the slopes, of all and of each category (or product without)."""
+    """What is expected of resident products' groups; the slopes, of all and of each category (or product without)."""
 
     def __init__(self) -> None:
         self._products: dict[str, ExpectationRecord] = {}
@@ -200,15 +202,20 @@ class Expectations:
         self._changed_slopes[key] = None
 
     def restore(self, txn: ReadTransaction) -> None:
-        """Continue from the state."""
-        expected_decoder, slope_decoder = (
-            msgspec.msgpack.Decoder(ExpectationRecord),
-            msgspec.msgpack.Decoder(SlopeRecord),
-        )
-        for key, value in txn.scan(Table.EXPECTATIONS):
-            self._products[key.decode()] = expected_decoder.decode(value)
+        """Continue from the state, with its slopes and no product."""
+        decoder = msgspec.msgpack.Decoder(SlopeRecord)
         for key, value in txn.scan(Table.SLOPES):
-            self._slopes[key] = slope_decoder.decode(value)
+            self._slopes[key] = decoder.decode(value)
+
+    def bring_in(self, product_id: str, txn: ReadTransaction) -> None:
+        """Take over from the state what is expected of a product's groups, if anything is."""
+        value = txn.get(Table.EXPECTATIONS, product_id.encode())
+        if value is not None:
+            self._products[product_id] = _EXPECTATION.decode(value)
+
+    def park(self, product_id: str) -> None:
+        """Forget what is expected of a product's groups, which has been written."""
+        self._products.pop(product_id, None)
 
     def write(self, changes: ChangeSet) -> None:
         """Write what has changed since the last call."""

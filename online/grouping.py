@@ -24,6 +24,7 @@ from online.clustering import (
     observe_many,
     recluster,
 )
+from online.clustering_record import pack_clustering, unpack_clustering
 from online.learner import Encoder
 from online.lineage import Lineage, match_groups
 from online.mismatch import check_space
@@ -41,6 +42,9 @@ from state.records import (
 from state.store import ChangeSet, ReadTransaction, Table
 
 LINEAGE_KEPT = 50
+
+_CLUSTERING = msgspec.msgpack.Decoder(ClusteringRecord)
+_GROUPS = msgspec.msgpack.Decoder(ProductGroups)
 
 EncoderOf = Callable[[bytes], Encoder]
 """Makes an encoder of weights."""
@@ -61,7 +65,7 @@ class _Product:
 
 
 class Grouping:
-    """Groups of all products.
+    """Groups of the products that are resident.
 
     Parameters
     ----------
@@ -94,7 +98,7 @@ class Grouping:
         self.version = 0
 
     def restore(self, txn: ReadTransaction) -> None:
-        """Continue from the state.
+        """Continue from the state, with its encoder versions and no product.
 
         Raises
         ------
@@ -102,23 +106,36 @@ class Grouping:
             Its users are grouped in another space than the settings name.
         """
         check_space(txn.get(Table.ENCODERS, SPACE_KEY), self._settings.space)
-        groups_decoder = msgspec.msgpack.Decoder(ProductGroups)
-        clustering_decoder = msgspec.msgpack.Decoder(ClusteringRecord)
-        for key, value in txn.scan(Table.CLUSTERINGS):
-            record = clustering_decoder.decode(value)
-            groups = txn.get(Table.GROUPS, key)
-            assert groups is not None
-            self._products[key.decode()] = _Product(
-                unpack_clustering(record, self._ks, len(self._schema.names), self._d_model),
-                groups_decoder.decode(groups),
-                record.k,
-                record.group_ids,
-                record.n_since_refresh,
-            )
         for key, weights in txn.scan(Table.ENCODERS, prefix=b"v"):
             version = int.from_bytes(key[1:], "big")
             self._encoders[version] = self._encoder_of(weights)
             self.version = max(self.version, version)
+
+    def bring_in(self, product_id: str, txn: ReadTransaction) -> None:
+        """Take a product over from the state, if it holds its groups."""
+        value, groups = txn.get(Table.CLUSTERINGS, product_id.encode()), txn.get(Table.GROUPS, product_id.encode())
+        if value is None or groups is None:
+            return
+        record = _CLUSTERING.decode(value)
+        self._products[product_id] = _Product(
+            unpack_clustering(record, self._ks, len(self._schema.names), self._d_model),
+            _GROUPS.decode(groups),
+            record.k,
+            record.group_ids,
+            record.n_since_refresh,
+        )
+
+    def park(self, product_id: str) -> None:
+        """Forget a product, all of which has been written; the encoder version that it is on is not kept for it."""
+        self._products.pop(product_id, None)
+
+    def has_encoder(self, product_id: str) -> bool:
+        """Return whether new users of a product can be embedded: its encoder version may have gone while it was parked.
+
+        A product that has not been grouped needs none.
+        """
+        version = self._version_of(product_id)
+        return not version or version in self._encoders
 
     def groups_of(self, product_id: str) -> ProductGroups | None:
         """Return a product's groups as of its last regrouping."""
@@ -230,7 +247,7 @@ class Grouping:
         return product
 
     def waiting(self) -> list[str]:
-        """Return the products that are not on the newest encoder version yet, in order of their ids."""
+        """Return the resident products that are not on the newest encoder version yet, in order of their ids."""
         return sorted(
             product_id
             for product_id, product in self._products.items()
@@ -312,11 +329,11 @@ class Grouping:
             self._changed_groups[product_id] = None
 
     def product_ids(self) -> list[str]:
-        """Return the products that have had impressions, in order of their ids."""
+        """Return the resident products, in order of their ids."""
         return sorted(self._products)
 
     def write(self, changes: ChangeSet) -> None:
-        """Write what has changed since the last call, and drop encoder versions that nobody is on."""
+        """Write what has changed since the last call, and drop encoder versions that no resident product is on."""
         for product_id in self._changed_groups:
             changes.put(Table.GROUPS, product_id.encode(), encode_record(self._products[product_id].groups))
         for product_id in self._changed_clusterings:
@@ -359,44 +376,3 @@ def _lineage_records(lineage: Lineage, now_ms: int) -> list[LineageRecord]:
         *(LineageRecord(now_ms, "merge", old, heir) for old, heir in lineage.merged.items()),
         *(LineageRecord(now_ms, "death", group_id, None) for group_id in lineage.died),
     ]
-
-
-def pack_clustering(
-    clustering: Clustering, version: int, k: int, group_ids: list[int], n_since_refresh: int
-) -> ClusteringRecord:
-    """Return the record of a clustering."""
-    ks = clustering.ks if clustering.ready else ()
-    return ClusteringRecord(
-        version,
-        k,
-        group_ids,
-        b"".join(clustering.centroids[each].tobytes() for each in ks),
-        b"".join(clustering.masses[each].tobytes() for each in ks),
-        clustering.n_seen,
-        clustering.attributes.tobytes(),
-        clustering.user_keys.tobytes(),
-        b"".join(clustering.labels[each].tobytes() for each in ks),
-        n_since_refresh,
-    )
-
-
-def unpack_clustering(record: ClusteringRecord, ks: tuple[int, ...], n_fields: int, d_model: int) -> Clustering:
-    """Return the clustering of a record."""
-    user_keys = np.frombuffer(record.user_keys, np.uint32).copy()
-    clustering = Clustering(
-        ks,
-        np.frombuffer(record.reservoir, np.uint8).reshape(-1, n_fields).copy(),
-        user_keys,
-        record.n_seen,
-    )
-    if record.centroids:
-        centroids = np.frombuffer(record.centroids, np.float32).reshape(-1, d_model)
-        masses = np.frombuffer(record.masses, np.float32)
-        labels = np.frombuffer(record.labels, np.uint8).reshape(len(ks), len(user_keys))
-        start = 0
-        for row, k in enumerate(ks):
-            clustering.centroids[k] = centroids[start : start + k].copy()
-            clustering.masses[k] = masses[start : start + k].copy()
-            clustering.labels[k] = labels[row].copy()
-            start += k
-    return clustering

@@ -167,6 +167,19 @@ Measured in a category whose tastes are known exactly: 9, 6, 2 and 1 at threshol
 """
 
 
+class LimitSettings(BaseModel):
+    """What products may cost."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    resident_products: int = Field(
+        20_000,
+        ge=1,
+        description="Products of which groups, counts, expectations and detectors are held in memory. Those beyond, "
+        "the least recently active, are parked in the state and brought in when an event shows them.",
+    )
+
+
 class OnlineSettings(BaseModel):
     """The online process."""
 
@@ -180,6 +193,7 @@ class OnlineSettings(BaseModel):
     groups: GroupSettings = GroupSettings()
     counts: CountSettings = CountSettings()
     shift: ShiftSettings = ShiftSettings()
+    limits: LimitSettings = LimitSettings()
 
     @model_validator(mode="after")
     def _form_fits(self) -> Self:

@@ -15,7 +15,7 @@ from types import TracebackType
 
 import lmdb
 
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 """Version of the tables and record layouts; another version is refused, never guessed."""
 
 
@@ -41,6 +41,7 @@ class Table(StrEnum):
     SEARCHES = "searches"
     ARMS = "arms"
     DETECTORS = "detectors"
+    RESIDENTS = "residents"
     SHIFTS = "shifts"
     OUTBOX = "outbox"
 
@@ -149,6 +150,15 @@ class ReadTransaction:
                 if not bytes(key).startswith(prefix):
                     return
                 yield bytes(key), bytes(value)
+
+    def keys(self, table: Table, *, prefix: bytes = b"") -> Iterator[bytes]:
+        """Yield the keys that begin with ``prefix``, in order; their values are not read."""
+        with self._txn.cursor(db=self._tables[table]) as cursor:
+            if cursor.set_range(prefix) if prefix else cursor.first():
+                for key in cursor.iternext(values=False):
+                    if not bytes(key).startswith(prefix):
+                        return
+                    yield bytes(key)
 
     def count(self, table: Table) -> int:
         """Return the number of keys in ``table``."""
