@@ -19,8 +19,9 @@ from online.counts import Counts
 from online.encoders import feature_dims
 from online.expectation import Expectations, expected_log_relative
 from online.features import FeatureBank
-from online.grouping import Grouping
+from online.grouping import UNGROUPED, Grouping
 from online.learner import Encoder, PreferenceLearner
+from online.limits import DEAD_GROUPS_KEPT
 from online.metrics import PrequentialMetrics
 from online.registry import Registry
 from online.residency import Residency
@@ -275,6 +276,10 @@ class OnlineCore:
         self._expect(product_id)
         for old, heir in lineage.merged.items():
             self.counts.hand_over(product_id, old, heir, now_ms)
+        counted = {group_id for group_id, _ in self.counts.cells_of(product_id)}
+        for dead in sorted(counted - {UNGROUPED, *lineage.group_ids})[:-DEAD_GROUPS_KEPT]:
+            self.grouping.retire(product_id, dead)
+            self.counts.hand_over(product_id, dead, UNGROUPED, now_ms)
 
     def _expect(self, product_id: str) -> None:
         """Ask the model which creatives each group of a product prefers."""

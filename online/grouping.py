@@ -26,6 +26,7 @@ from online.clustering import (
 )
 from online.clustering_record import pack_clustering, unpack_clustering
 from online.learner import Encoder
+from online.limits import LINEAGE_KEPT
 from online.lineage import Lineage, match_groups
 from online.mismatch import check_space
 from online.profile import group_profile
@@ -41,7 +42,8 @@ from state.records import (
 )
 from state.store import ChangeSet, ReadTransaction, Table
 
-LINEAGE_KEPT = 50
+UNGROUPED = 0
+"""Id of the group of all users from before the first grouping."""
 
 _CLUSTERING = msgspec.msgpack.Decoder(ClusteringRecord)
 _GROUPS = msgspec.msgpack.Decoder(ProductGroups)
@@ -242,7 +244,7 @@ class Grouping:
             n_fields = len(self._schema.names)
             empty = Clustering(self._ks, np.zeros((0, n_fields), np.uint8), np.zeros(0, np.uint32))
             groups = ProductGroups(product_id, 0, [], 1, {}, None, False, now_ms, [], {})
-            product = self._products[product_id] = _Product(empty, groups, 1, [0])
+            product = self._products[product_id] = _Product(empty, groups, 1, [UNGROUPED])
             self._changed_groups[product_id] = None
         return product
 
@@ -272,7 +274,7 @@ class Grouping:
         labels = clustering.labels[k]
         if old_labels is None:
             next_id = product.groups.next_group_id
-            lineage = Lineage(list(range(next_id, next_id + k)), list(range(next_id, next_id + k)), {}, [0])
+            lineage = Lineage(list(range(next_id, next_id + k)), list(range(next_id, next_id + k)), {}, [UNGROUPED])
         else:
             lineage = match_groups(
                 old_labels, product.group_ids, labels, k, product.groups.next_group_id, settings.survive_overlap
@@ -298,6 +300,13 @@ class Grouping:
         self._changed_groups[product_id] = None
         self._changed_clusterings[product_id] = None
         return lineage
+
+    def retire(self, product_id: str, group_id: int) -> None:
+        """Record that the counts of a group that died long ago go on under `UNGROUPED`."""
+        product = self._products[product_id]
+        successors = {**product.groups.successors, group_id: UNGROUPED}
+        product.groups = msgspec.structs.replace(product.groups, successors=successors)
+        self._changed_groups[product_id] = None
 
     def _group(
         self, embedded: Floats, clustering: Clustering, k: int, cluster: int, group_id: int, born_at_ms: int
