@@ -33,12 +33,13 @@ PRIOR_INFORMATION = 4.0
 About 10,000 impressions at first, at a CTR of 5%.
 """
 
-_EXPECTATION = msgspec.msgpack.Decoder(ExpectationRecord)
-
 DISTRUST = 10 * PRIOR_INFORMATION
 """Information against the model with which a category starts anew when its tastes have changed."""
 
 MAX_LOG_RELATIVE = 2.0
+
+_EXPECTATION = msgspec.msgpack.Decoder(ExpectationRecord)
+_SLOPE = msgspec.msgpack.Decoder(SlopeRecord)
 
 
 def expected_log_relative(p_click: npt.NDArray[np.float32], labels: Ints, n_groups: int) -> npt.NDArray[np.float32]:
@@ -202,20 +203,25 @@ class Expectations:
         self._changed_slopes[key] = None
 
     def restore(self, txn: ReadTransaction) -> None:
-        """Continue from the state, with its slopes and no product."""
-        decoder = msgspec.msgpack.Decoder(SlopeRecord)
-        for key, value in txn.scan(Table.SLOPES):
-            self._slopes[key] = decoder.decode(value)
+        """Continue from the state, with the slopes of all and of its categories, and no product."""
+        for prefix in (_OVERALL, scope_key("", "")):
+            for key, value in txn.scan(Table.SLOPES, prefix=prefix):
+                self._slopes[key] = _SLOPE.decode(value)
 
     def bring_in(self, product_id: str, txn: ReadTransaction) -> None:
-        """Take over from the state what is expected of a product's groups, if anything is."""
+        """Take over from the state what is expected of a product's groups, and its slope if it has one of its own."""
         value = txn.get(Table.EXPECTATIONS, product_id.encode())
         if value is not None:
             self._products[product_id] = _EXPECTATION.decode(value)
+        own = scope_key(product_id, None)
+        value = txn.get(Table.SLOPES, own)
+        if value is not None:
+            self._slopes[own] = _SLOPE.decode(value)
 
     def park(self, product_id: str) -> None:
-        """Forget what is expected of a product's groups, which has been written."""
+        """Forget what is expected of a product's groups and its own slope, which have been written."""
         self._products.pop(product_id, None)
+        self._slopes.pop(scope_key(product_id, None), None)
 
     def write(self, changes: ChangeSet) -> None:
         """Write what has changed since the last call."""

@@ -55,7 +55,10 @@ def most_product_bytes(
     all groups that are kept apart, the expectation, and the detector with its evidence. Two things grow further. A
     product may have more creatives than ``n_creatives``. And a retired group's successor is never forgotten, since a
     click of its users may still come: there is room for `N_RETIRED` of them, each further one takes 10 bytes in the
-    state and up to 160 in memory. The registry (titles, image features) is not a product's: it stays in memory.
+    state and up to 160 in memory.
+
+    Not covered, and never parked, are the registry (titles, image features) and the searches for the attribute that
+    decides: a product without a category has one of its own after a shift.
 
     Parameters
     ----------

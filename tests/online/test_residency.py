@@ -22,7 +22,7 @@ from online.residency import Residency
 from online.settings import LimitSettings, OnlineSettings
 from online.worker import build_pipeline
 from state.reading import StateView, open_view
-from state.records import ProductGroups, decode_cell
+from state.records import ProductGroups, decode_cell, scope_key
 from state.store import ChangeSet, Store, Table
 from streams.codec import encode, topic_types
 from streams.events import Click, Creative, Event, Impression, Product
@@ -209,6 +209,9 @@ def parked(
 
     def no_more(pipeline: Pipeline, view: StateView) -> None:
         core = pipeline._core
+        assert {key for key in core.expectations._slopes if key.startswith(b"product")} <= {
+            scope_key(product_id, None) for product_id in core.grouping.product_ids()
+        }
         held = set(core.grouping.product_ids())
         assert len(held) == view.n_resident_products() <= LIMIT
         others = (core.counts._cells, core.expectations._products, core._detection._detectors)
