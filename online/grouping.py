@@ -249,13 +249,17 @@ class Grouping:
         return product
 
     def waiting(self) -> list[str]:
-        """Return the resident products that are not on the newest encoder version yet, in order of their ids."""
-        return sorted(
-            product_id
+        """Return the resident products that are not on the newest encoder version yet, those on the oldest first.
+
+        So every product has its turn, also where versions come faster than all could move to each.
+        """
+        waiting = sorted(
+            (product.groups.encoder_version, product_id)
             for product_id, product in self._products.items()
             if product.groups.encoder_version < self.version
             and product.clustering.n_users >= MIN_USERS_PER_GROUP * self._settings.k_max
         )
+        return [product_id for _, product_id in waiting]
 
     def refresh(self, product_id: str, product_number: int, now_ms: int) -> Lineage:
         """Move a product to the newest encoder version and regroup its users. Algorithm 1."""
