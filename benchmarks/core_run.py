@@ -81,6 +81,7 @@ class CoreRun:
     def _run(self, batch: Impressions) -> tuple[Ints, list[Shift]]:
         core, registry = self.core, self._world.registry
         product_ids = [registry.product_ids[number] for number in batch.products.tolist()]
+        core.bring_in(product_ids, None, self._now_ms, self._n_batches)
         started_s = time.perf_counter()
         group_ids = core.grouping.observe_many(
             product_ids,

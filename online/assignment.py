@@ -52,6 +52,10 @@ class Assigner:
     def load(self, view: StateView) -> None:
         """Take over the groups of a state; assignments in other threads go on with the old ones meanwhile.
 
+        A product that was parked may be on an encoder version that is no longer kept. Its centroids then say nothing
+        of new users, who cannot be embedded as it needs. So it is left out, as one whose users are not grouped yet,
+        until its next impression brings it back under the newest version.
+
         Raises
         ------
         online.mismatch.SpaceMismatchError
@@ -59,13 +63,14 @@ class Assigner:
         """
         check_space(view.encoder_space(), self._settings.groups.space)
         products = {}
+        kept = set(view.encoder_versions())
         for record in view.products():
             if self._titles.get(record.product_id) != record.title_features:
                 self._bank.put_title(record.number, record.title_features)
                 self._titles[record.product_id] = record.title_features
             value = view.clustering(record.product_id)
             clustering = None if value is None else _CLUSTERING.decode(value)
-            if clustering is None or not clustering.centroids:
+            if clustering is None or clustering.encoder_version not in kept:
                 continue
             centroids = np.frombuffer(clustering.centroids, np.float32).reshape(-1, self._settings.model.d_model)
             # The record holds the centroids of every K, one K after the other.
@@ -80,13 +85,13 @@ class Assigner:
 
     def _encoder(self, view: StateView, version: int) -> Encoder:
         weights = view.encoder_weights(version)
-        assert weights is not None, f"encoder version {version} is in use but not kept"
+        assert weights is not None
         dims = feature_dims(self._settings)
         model = preference_model(self._schema.cardinalities, *dims, self._settings.model)
         return Encoder(model, weights, self._bank, self._settings.groups.space)
 
     def product_ids(self) -> list[str]:
-        """Return the products whose users are grouped."""
+        """Return the products whose users can be grouped."""
         return sorted(self._loaded[0])
 
     def embed_many(self, product_id: str, users: Sequence[dict[str, str]]) -> Floats:
@@ -97,7 +102,7 @@ class Assigner:
         return encoders[product.version].embed_many(numbers, self._schema.encode_many(users))
 
     def assign_many(self, product_ids: Sequence[str], users: Sequence[dict[str, str]]) -> list[int | None]:
-        """Return the group of each user of a product; None for products whose users are not grouped yet."""
+        """Return the group of each user of a product; None where its users are not grouped, or no longer (`load`)."""
         group_ids: list[int | None] = [None] * len(product_ids)
         products, encoders = self._loaded
         known = [(row, products[product_id]) for row, product_id in enumerate(product_ids) if product_id in products]

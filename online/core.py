@@ -19,10 +19,12 @@ from online.counts import Counts
 from online.encoders import feature_dims
 from online.expectation import Expectations, expected_log_relative
 from online.features import FeatureBank
-from online.grouping import Grouping
+from online.grouping import UNGROUPED, Grouping
 from online.learner import Encoder, PreferenceLearner
+from online.limits import DEAD_GROUPS_KEPT
 from online.metrics import PrequentialMetrics
 from online.registry import Registry
+from online.residency import Residency
 from online.rows import LabelledRows, Rows
 from online.settings import OnlineSettings
 from online.shift import CellCounts, Observed, Shift, ShiftDetection, opposition_scores, own_preferences
@@ -50,8 +52,21 @@ class Part(Protocol):
         """Write what has changed since the last call."""
 
 
+class ProductPart(Part, Protocol):
+    """A part that knows something of every product: in memory of those that are resident, in the state of all."""
+
+    def bring_in(self, product_id: str, txn: ReadTransaction) -> None:
+        """Take a product over from the state as it was parked; of one that the state knows nothing of, nothing."""
+
+    def park(self, product_id: str) -> None:
+        """Forget a product. Everything that changed of it has been written, so the state holds it whole."""
+
+
 class OnlineCore:
     """Preference model, groups, counts and shift detection, one micro-batch at a time.
+
+    Before a product is observed, counted or learnt it must be resident: `bring_in`. Products beyond
+    ``limits.resident_products`` are parked by `write`. The registry's titles and features stay in memory.
 
     Parameters
     ----------
@@ -84,28 +99,58 @@ class OnlineCore:
         self._detection = ShiftDetection(settings.shift)
         self._metrics = PrequentialMetrics()
         self._category_metrics = CategoryMetrics()
+        self._residency = Residency(settings.limits.resident_products)
 
     def restore(self, txn: ReadTransaction) -> None:
         """Continue from the state."""
-        for part in self._parts():
+        for part in (*self._parts(), self._residency):
             part.restore(txn)
+        for product_id in self._residency.product_ids:
+            self._take_over(product_id, txn)
 
     def write(self, changes: ChangeSet) -> None:
-        """Write what has changed since the last call."""
+        """Write what has changed since the last call, and park products beyond the limit.
+
+        ``changes`` must be committed before anything else is asked of the core: it then is where parked products are.
+        """
         for part in self._parts():
             part.write(changes)
+        for product_id in self._residency.park():
+            for product_part in self._product_parts():
+                product_part.park(product_id)
+        self._residency.write(changes)
 
     def _parts(self) -> tuple[Part, ...]:
-        return (
-            self.learner,
-            self.grouping,
-            self.expectations,
-            self.counts,
-            self._calibration,
-            self._detection,
-            self._metrics,
-            self._category_metrics,
-        )
+        return (self.learner, *self._product_parts(), self._calibration, self._metrics, self._category_metrics)
+
+    def _product_parts(self) -> tuple[ProductPart, ...]:
+        return (self.grouping, self.expectations, self.counts, self._detection)
+
+    def bring_in(self, product_ids: Iterable[str], txn: ReadTransaction | None, now_ms: int, batch_number: int) -> None:
+        """Make products resident that a micro-batch is about to observe, count or learn.
+
+        One that returns to find that its encoder version is gone is regrouped under the newest at once.
+
+        Parameters
+        ----------
+        product_ids
+            The products; each may be named often.
+        txn
+            The state as of the last commit. None: there is no state, so that what is not in memory is new.
+        now_ms, batch_number
+            Event time, and the number of the micro-batch.
+        """
+        missing = self._residency.touch(product_ids, batch_number)
+        if txn is None:
+            return
+        for product_id in missing:
+            self._take_over(product_id, txn)
+            if not self.grouping.has_encoder(product_id):
+                self._refresh(product_id, now_ms)
+
+    def _take_over(self, product_id: str, txn: ReadTransaction) -> None:
+        for part in self._product_parts():
+            part.bring_in(product_id, txn)
 
     def count(self, shown: Iterable[ImpressionRecord], clicked: Iterable[ImpressionRecord], now_ms: int) -> None:
         """Count impressions, and clicks whose impression was counted before or now."""
@@ -215,10 +260,7 @@ class OnlineCore:
         if due > self.grouping.version:
             self.grouping.adopt(self.learner.average_weights())
         for product_id in self.grouping.waiting()[: settings.refresh_products_per_batch]:
-            lineage = self.grouping.refresh(product_id, self._registry.products[product_id].number, now_ms)
-            self._expect(product_id)
-            for old, heir in lineage.merged.items():
-                self.counts.hand_over(product_id, old, heir, now_ms)
+            self._refresh(product_id, now_ms)
         product_ids = self.grouping.product_ids()
         n_most = min(settings.refresh_products_per_batch, len(product_ids))
         for step in range(n_most):
@@ -227,6 +269,17 @@ class OnlineCore:
             creatives = self._registry.creative_numbers[self._registry.products[product_id].number]
             if 0 < len(self.expectations.creatives(product_id)) < len(creatives):
                 self._expect(product_id)
+
+    def _refresh(self, product_id: str, now_ms: int) -> None:
+        """Move a product to the newest encoder version, and what hangs on its groups along."""
+        lineage = self.grouping.refresh(product_id, self._registry.products[product_id].number, now_ms)
+        self._expect(product_id)
+        for old, heir in lineage.merged.items():
+            self.counts.hand_over(product_id, old, heir, now_ms)
+        counted = {group_id for group_id, _ in self.counts.cells_of(product_id)}
+        for dead in sorted(counted - {UNGROUPED, *lineage.group_ids})[:-DEAD_GROUPS_KEPT]:
+            self.grouping.retire(product_id, dead)
+            self.counts.hand_over(product_id, dead, UNGROUPED, now_ms)
 
     def _expect(self, product_id: str) -> None:
         """Ask the model which creatives each group of a product prefers."""

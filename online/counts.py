@@ -11,6 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from state.records import (
+    SEPARATOR,
     ArmRecord,
     ImpressionRecord,
     arm_key,
@@ -51,7 +52,7 @@ class Cell(msgspec.Struct):
 
 
 class Counts:
-    """Counts of cells and arms, in memory, with what changed since the last commit."""
+    """Counts of arms and of the resident products' cells, with what changed since the last commit."""
 
     def __init__(self, half_life_ms: float) -> None:
         self._half_life_ms = half_life_ms
@@ -61,20 +62,30 @@ class Counts:
         self._changed_arms: dict[tuple[str, str, int], None] = {}
 
     def restore(self, txn: ReadTransaction) -> None:
-        """Continue from the state."""
-        for key, value in txn.scan(Table.CELLS):
+        """Continue from the state, with its arms and no product."""
+        decoder = msgspec.msgpack.Decoder(ArmRecord)
+        for key, value in txn.scan(Table.ARMS):
+            arm = decoder.decode(value)
+            self._arms[split_arm_key(key)] = [arm.n_impressions, arm.n_clicks]
+
+    def bring_in(self, product_id: str, txn: ReadTransaction) -> None:
+        """Take a product's cells over from the state."""
+        cells = {}
+        for key, value in txn.scan(Table.CELLS, prefix=product_id.encode() + SEPARATOR):
             record = decode_cell(key, value)
-            self._cells.setdefault(record.product_id, {})[record.group_id, record.creative_id] = Cell(
+            cells[record.group_id, record.creative_id] = Cell(
                 record.n_impressions,
                 record.n_clicks,
                 record.live_impressions,
                 record.live_clicks,
                 record.updated_at_ms,
             )
-        decoder = msgspec.msgpack.Decoder(ArmRecord)
-        for key, value in txn.scan(Table.ARMS):
-            arm = decoder.decode(value)
-            self._arms[split_arm_key(key)] = [arm.n_impressions, arm.n_clicks]
+        if cells:
+            self._cells[product_id] = cells
+
+    def park(self, product_id: str) -> None:
+        """Forget a product's cells, all of which have been written."""
+        self._cells.pop(product_id, None)
 
     def count_impressions(self, impressions: Iterable[ImpressionRecord], now_ms: int) -> None:
         """Count new impressions, each in the group of its user."""

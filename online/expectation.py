@@ -38,6 +38,9 @@ DISTRUST = 10 * PRIOR_INFORMATION
 
 MAX_LOG_RELATIVE = 2.0
 
+_EXPECTATION = msgspec.msgpack.Decoder(ExpectationRecord)
+_SLOPE = msgspec.msgpack.Decoder(SlopeRecord)
+
 
 def expected_log_relative(p_click: npt.NDArray[np.float32], labels: Ints, n_groups: int) -> npt.NDArray[np.float32]:
     """Return how much more than all users, relatively, a group is expected to click each creative, (G, C) logarithms.
@@ -130,7 +133,7 @@ def read_relative_ctrs(
 
 
 class Expectations:
-    """What is expected of every product's groups; and the slopes, of all and of each category (or product without)."""
+    """What is expected of resident products' groups; the slopes, of all and of each category (or product without)."""
 
     def __init__(self) -> None:
         self._products: dict[str, ExpectationRecord] = {}
@@ -200,15 +203,25 @@ class Expectations:
         self._changed_slopes[key] = None
 
     def restore(self, txn: ReadTransaction) -> None:
-        """Continue from the state."""
-        expected_decoder, slope_decoder = (
-            msgspec.msgpack.Decoder(ExpectationRecord),
-            msgspec.msgpack.Decoder(SlopeRecord),
-        )
-        for key, value in txn.scan(Table.EXPECTATIONS):
-            self._products[key.decode()] = expected_decoder.decode(value)
-        for key, value in txn.scan(Table.SLOPES):
-            self._slopes[key] = slope_decoder.decode(value)
+        """Continue from the state, with the slopes of all and of its categories, and no product."""
+        for prefix in (_OVERALL, scope_key("", "")):
+            for key, value in txn.scan(Table.SLOPES, prefix=prefix):
+                self._slopes[key] = _SLOPE.decode(value)
+
+    def bring_in(self, product_id: str, txn: ReadTransaction) -> None:
+        """Take over from the state what is expected of a product's groups, and its slope if it has one of its own."""
+        value = txn.get(Table.EXPECTATIONS, product_id.encode())
+        if value is not None:
+            self._products[product_id] = _EXPECTATION.decode(value)
+        own = scope_key(product_id, None)
+        value = txn.get(Table.SLOPES, own)
+        if value is not None:
+            self._slopes[own] = _SLOPE.decode(value)
+
+    def park(self, product_id: str) -> None:
+        """Forget what is expected of a product's groups and its own slope, which have been written."""
+        self._products.pop(product_id, None)
+        self._slopes.pop(scope_key(product_id, None), None)
 
     def write(self, changes: ChangeSet) -> None:
         """Write what has changed since the last call."""

@@ -24,7 +24,9 @@ from online.clustering import (
     observe_many,
     recluster,
 )
+from online.clustering_record import pack_clustering, unpack_clustering
 from online.learner import Encoder
+from online.limits import LINEAGE_KEPT
 from online.lineage import Lineage, match_groups
 from online.mismatch import check_space
 from online.profile import group_profile
@@ -40,7 +42,11 @@ from state.records import (
 )
 from state.store import ChangeSet, ReadTransaction, Table
 
-LINEAGE_KEPT = 50
+UNGROUPED = 0
+"""Id of the group of all users from before the first grouping."""
+
+_CLUSTERING = msgspec.msgpack.Decoder(ClusteringRecord)
+_GROUPS = msgspec.msgpack.Decoder(ProductGroups)
 
 EncoderOf = Callable[[bytes], Encoder]
 """Makes an encoder of weights."""
@@ -61,7 +67,7 @@ class _Product:
 
 
 class Grouping:
-    """Groups of all products.
+    """Groups of the products that are resident.
 
     Parameters
     ----------
@@ -94,7 +100,7 @@ class Grouping:
         self.version = 0
 
     def restore(self, txn: ReadTransaction) -> None:
-        """Continue from the state.
+        """Continue from the state, with its encoder versions and no product.
 
         Raises
         ------
@@ -102,23 +108,36 @@ class Grouping:
             Its users are grouped in another space than the settings name.
         """
         check_space(txn.get(Table.ENCODERS, SPACE_KEY), self._settings.space)
-        groups_decoder = msgspec.msgpack.Decoder(ProductGroups)
-        clustering_decoder = msgspec.msgpack.Decoder(ClusteringRecord)
-        for key, value in txn.scan(Table.CLUSTERINGS):
-            record = clustering_decoder.decode(value)
-            groups = txn.get(Table.GROUPS, key)
-            assert groups is not None
-            self._products[key.decode()] = _Product(
-                unpack_clustering(record, self._ks, len(self._schema.names), self._d_model),
-                groups_decoder.decode(groups),
-                record.k,
-                record.group_ids,
-                record.n_since_refresh,
-            )
         for key, weights in txn.scan(Table.ENCODERS, prefix=b"v"):
             version = int.from_bytes(key[1:], "big")
             self._encoders[version] = self._encoder_of(weights)
             self.version = max(self.version, version)
+
+    def bring_in(self, product_id: str, txn: ReadTransaction) -> None:
+        """Take a product over from the state, if it holds its groups."""
+        value, groups = txn.get(Table.CLUSTERINGS, product_id.encode()), txn.get(Table.GROUPS, product_id.encode())
+        if value is None or groups is None:
+            return
+        record = _CLUSTERING.decode(value)
+        self._products[product_id] = _Product(
+            unpack_clustering(record, self._ks, len(self._schema.names), self._d_model),
+            _GROUPS.decode(groups),
+            record.k,
+            record.group_ids,
+            record.n_since_refresh,
+        )
+
+    def park(self, product_id: str) -> None:
+        """Forget a product, all of which has been written; the encoder version that it is on is not kept for it."""
+        self._products.pop(product_id, None)
+
+    def has_encoder(self, product_id: str) -> bool:
+        """Return whether new users of a product can be embedded: its encoder version may have gone while it was parked.
+
+        A product that has not been grouped needs none.
+        """
+        version = self._version_of(product_id)
+        return not version or version in self._encoders
 
     def groups_of(self, product_id: str) -> ProductGroups | None:
         """Return a product's groups as of its last regrouping."""
@@ -225,18 +244,22 @@ class Grouping:
             n_fields = len(self._schema.names)
             empty = Clustering(self._ks, np.zeros((0, n_fields), np.uint8), np.zeros(0, np.uint32))
             groups = ProductGroups(product_id, 0, [], 1, {}, None, False, now_ms, [], {})
-            product = self._products[product_id] = _Product(empty, groups, 1, [0])
+            product = self._products[product_id] = _Product(empty, groups, 1, [UNGROUPED])
             self._changed_groups[product_id] = None
         return product
 
     def waiting(self) -> list[str]:
-        """Return the products that are not on the newest encoder version yet, in order of their ids."""
-        return sorted(
-            product_id
+        """Return the resident products that are not on the newest encoder version yet, those on the oldest first.
+
+        So every product has its turn, also where versions come faster than all could move to each.
+        """
+        waiting = sorted(
+            (product.groups.encoder_version, product_id)
             for product_id, product in self._products.items()
             if product.groups.encoder_version < self.version
             and product.clustering.n_users >= MIN_USERS_PER_GROUP * self._settings.k_max
         )
+        return [product_id for _, product_id in waiting]
 
     def refresh(self, product_id: str, product_number: int, now_ms: int) -> Lineage:
         """Move a product to the newest encoder version and regroup its users. Algorithm 1."""
@@ -255,7 +278,7 @@ class Grouping:
         labels = clustering.labels[k]
         if old_labels is None:
             next_id = product.groups.next_group_id
-            lineage = Lineage(list(range(next_id, next_id + k)), list(range(next_id, next_id + k)), {}, [0])
+            lineage = Lineage(list(range(next_id, next_id + k)), list(range(next_id, next_id + k)), {}, [UNGROUPED])
         else:
             lineage = match_groups(
                 old_labels, product.group_ids, labels, k, product.groups.next_group_id, settings.survive_overlap
@@ -281,6 +304,13 @@ class Grouping:
         self._changed_groups[product_id] = None
         self._changed_clusterings[product_id] = None
         return lineage
+
+    def retire(self, product_id: str, group_id: int) -> None:
+        """Record that the counts of a group that died long ago go on under `UNGROUPED`."""
+        product = self._products[product_id]
+        successors = {**product.groups.successors, group_id: UNGROUPED}
+        product.groups = msgspec.structs.replace(product.groups, successors=successors)
+        self._changed_groups[product_id] = None
 
     def _group(
         self, embedded: Floats, clustering: Clustering, k: int, cluster: int, group_id: int, born_at_ms: int
@@ -312,11 +342,11 @@ class Grouping:
             self._changed_groups[product_id] = None
 
     def product_ids(self) -> list[str]:
-        """Return the products that have had impressions, in order of their ids."""
+        """Return the resident products, in order of their ids."""
         return sorted(self._products)
 
     def write(self, changes: ChangeSet) -> None:
-        """Write what has changed since the last call, and drop encoder versions that nobody is on."""
+        """Write what has changed since the last call, and drop encoder versions that no resident product is on."""
         for product_id in self._changed_groups:
             changes.put(Table.GROUPS, product_id.encode(), encode_record(self._products[product_id].groups))
         for product_id in self._changed_clusterings:
@@ -359,44 +389,3 @@ def _lineage_records(lineage: Lineage, now_ms: int) -> list[LineageRecord]:
         *(LineageRecord(now_ms, "merge", old, heir) for old, heir in lineage.merged.items()),
         *(LineageRecord(now_ms, "death", group_id, None) for group_id in lineage.died),
     ]
-
-
-def pack_clustering(
-    clustering: Clustering, version: int, k: int, group_ids: list[int], n_since_refresh: int
-) -> ClusteringRecord:
-    """Return the record of a clustering."""
-    ks = clustering.ks if clustering.ready else ()
-    return ClusteringRecord(
-        version,
-        k,
-        group_ids,
-        b"".join(clustering.centroids[each].tobytes() for each in ks),
-        b"".join(clustering.masses[each].tobytes() for each in ks),
-        clustering.n_seen,
-        clustering.attributes.tobytes(),
-        clustering.user_keys.tobytes(),
-        b"".join(clustering.labels[each].tobytes() for each in ks),
-        n_since_refresh,
-    )
-
-
-def unpack_clustering(record: ClusteringRecord, ks: tuple[int, ...], n_fields: int, d_model: int) -> Clustering:
-    """Return the clustering of a record."""
-    user_keys = np.frombuffer(record.user_keys, np.uint32).copy()
-    clustering = Clustering(
-        ks,
-        np.frombuffer(record.reservoir, np.uint8).reshape(-1, n_fields).copy(),
-        user_keys,
-        record.n_seen,
-    )
-    if record.centroids:
-        centroids = np.frombuffer(record.centroids, np.float32).reshape(-1, d_model)
-        masses = np.frombuffer(record.masses, np.float32)
-        labels = np.frombuffer(record.labels, np.uint8).reshape(len(ks), len(user_keys))
-        start = 0
-        for row, k in enumerate(ks):
-            clustering.centroids[k] = centroids[start : start + k].copy()
-            clustering.masses[k] = masses[start : start + k].copy()
-            clustering.labels[k] = labels[row].copy()
-            start += k
-    return clustering

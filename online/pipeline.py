@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -120,16 +121,18 @@ class Pipeline:
         messages
             The batch, in merged order.
         txn
-            The state as of the last commit.
+            The state as of the last commit. The changes of every batch before must be in it.
         """
         changes = ChangeSet()
         joined = Joined()
         impressions, clicks = self._receive(messages, changes, joined)
         fresh = new_impressions(txn, impressions, joined)
+        self._bring_in((item.event.product_id for item in fresh), txn)
         records = self._group(fresh)
         newest_ms = max((event_time_ms(item.event) for item in (*fresh, *clicks)), default=0)
         self._head.newest_event_ms = max(self._head.newest_event_ms, newest_ms)
         self._join.run(txn, changes, records, clicks, self._head.newest_event_ms, joined)
+        self._bring_in((each.product_id for each in (*joined.clicked, *joined.labelled, *joined.corrected)), txn)
         now_ms = self._join.watermark_ms
         self._core.count(records.values(), joined.clicked, now_ms)
         shifts = self._core.learn(joined.labelled, joined.corrected, now_ms)
@@ -192,6 +195,10 @@ class Pipeline:
             return
         tally.n_used += 1
         tally.n_duplicates += not new
+
+    def _bring_in(self, product_ids: Iterable[str], txn: ReadTransaction) -> None:
+        """Make the products that this batch works on resident."""
+        self._core.bring_in(product_ids, txn, self._join.watermark_ms, self._head.n_batches)
 
     def _group(self, fresh: list[Received]) -> dict[str, ImpressionRecord]:
         """Assign every new impression to its user's group."""

@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 from online.attributes import N_RESERVED, AttributeSchema
+from online.limits import N_TRAITS
 from state.records import ProfileTrait
 
 MIN_SHARE = 0.05
-N_TRAITS = 5
 
 
 def group_profile(

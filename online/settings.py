@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from online.limits import most_product_bytes
 from streams.attributes import TABLE_4
 
 
@@ -167,6 +168,31 @@ Measured in a category whose tastes are known exactly: 9, 6, 2 and 1 at threshol
 """
 
 
+class LimitSettings(BaseModel):
+    """What products may cost."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    resident_products: int = Field(
+        20_000,
+        ge=1,
+        description="Products of which groups, counts, expectations and detectors are held in memory. Those beyond, "
+        "the least recently active, are parked in the state and brought in when an event shows them.",
+    )
+    bytes_per_product: int = Field(
+        524_288,
+        ge=1,
+        description="Ceiling of what one resident product may hold in memory, bytes. Settings under which one could "
+        "need more are refused.",
+    )
+    creatives_per_product: int = Field(
+        24,
+        ge=1,
+        description="Creatives of a product that bytes_per_product has to cover. One with more is worked off all the "
+        "same, and may need more.",
+    )
+
+
 class OnlineSettings(BaseModel):
     """The online process."""
 
@@ -180,6 +206,7 @@ class OnlineSettings(BaseModel):
     groups: GroupSettings = GroupSettings()
     counts: CountSettings = CountSettings()
     shift: ShiftSettings = ShiftSettings()
+    limits: LimitSettings = LimitSettings()
 
     @model_validator(mode="after")
     def _form_fits(self) -> Self:
@@ -192,5 +219,27 @@ class OnlineSettings(BaseModel):
             raise ValueError(
                 f"online.model.n_heads is {self.model.n_heads}, allowed are divisors of online.model.d_model = "
                 f"{self.model.d_model}: the heads share its width. Nothing was started."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _products_fit(self) -> Self:
+        n_attributes = len(self.attributes.values) + len(self.attributes.buckets)
+        need = most_product_bytes(
+            n_sampled=self.groups.reservoir_users,
+            n_attributes=n_attributes,
+            d_model=self.model.d_model,
+            k_min=self.groups.k_min,
+            k_max=self.groups.k_max,
+            n_creatives=self.limits.creatives_per_product,
+        )
+        if need.total > self.limits.bytes_per_product:
+            raise ValueError(
+                f"online.limits.bytes_per_product is {self.limits.bytes_per_product:,}, a product may need "
+                f"{need.total:,} bytes: {need.sample:,} for its sample of users (online.groups.reservoir_users = "
+                f"{self.groups.reservoir_users}, {n_attributes} online.attributes), {need.groups:,} for its groups "
+                f"(online.groups.k_max = {self.groups.k_max}, online.model.d_model = {self.model.d_model}) and "
+                f"{need.counts:,} for its counts (online.groups.k_max, online.limits.creatives_per_product = "
+                f"{self.limits.creatives_per_product}). Nothing was started. Lower one of these, or raise the ceiling."
             )
         return self

@@ -127,7 +127,11 @@ class Detector(msgspec.Struct, array_like=True):
 
 
 class ShiftDetection:
-    """A detector for each product, and a sum for each category."""
+    """A detector for each resident product, and a sum for each category.
+
+    When a category's sum raises the alarm, products that are parked are not among those named: nothing of them has
+    been seen lately. Their detectors go on where they stood when they are brought in again.
+    """
 
     def __init__(self, settings: ShiftSettings) -> None:
         self._settings = settings
@@ -138,14 +142,21 @@ class ShiftDetection:
         self._changed_categories: dict[str, None] = {}
 
     def restore(self, txn: ReadTransaction) -> None:
-        """Continue from the state."""
-        detector_decoder, sum_decoder = msgspec.msgpack.Decoder(Detector), msgspec.msgpack.Decoder(Sum)
-        for key, value in txn.scan(Table.DETECTORS):
-            kind, name = key.split(SEPARATOR, 1)
-            if kind == _CATEGORY:
-                self._categories[name.decode()] = sum_decoder.decode(value)
-            else:
-                self._add(name.decode(), detector_decoder.decode(value))
+        """Continue from the state, with the sums of its categories and no product."""
+        decoder = msgspec.msgpack.Decoder(Sum)
+        prefix = _CATEGORY + SEPARATOR
+        for key, value in txn.scan(Table.DETECTORS, prefix=prefix):
+            self._categories[key.removeprefix(prefix).decode()] = decoder.decode(value)
+
+    def bring_in(self, product_id: str, txn: ReadTransaction) -> None:
+        """Take a product's detector over from the state, if it has one."""
+        value = txn.get(Table.DETECTORS, _PRODUCT + SEPARATOR + product_id.encode())
+        if value is not None:
+            self._add(product_id, _DETECTOR.decode(value))
+
+    def park(self, product_id: str) -> None:
+        """Forget a product's detector, which has been written."""
+        self._remove(product_id)
 
     def observe_many(self, observed: list[Observed]) -> list[Shift]:
         """Take in the watched products of one micro-batch; return the shifts that it completes, one for a product."""
@@ -205,11 +216,14 @@ class ShiftDetection:
 
     def restart(self, product_id: str) -> None:
         """Forget a product's scores: its groups do not differ, so there are no tastes to watch."""
-        detector = self._detectors.pop(product_id, None)
-        if detector is not None:
+        if self._remove(product_id):
             self._changed[product_id] = None
-            if detector.category is not None:
-                del self._members[detector.category][product_id]
+
+    def _remove(self, product_id: str) -> bool:
+        detector = self._detectors.pop(product_id, None)
+        if detector is not None and detector.category is not None:
+            del self._members[detector.category][product_id]
+        return detector is not None
 
     def _add(self, product_id: str, detector: Detector) -> None:
         self._detectors[product_id] = detector
@@ -233,6 +247,7 @@ class ShiftDetection:
 
 
 _PRODUCT, _CATEGORY = b"product", b"category"
+_DETECTOR = msgspec.msgpack.Decoder(Detector)
 
 
 def _shift(product_id: str, scope: ShiftScope, statistic: float, detector: Detector) -> Shift:

@@ -79,7 +79,10 @@ class ProductReading:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a state held at one commit."""
+    """What a state held at one commit.
+
+    ``n_resident`` products are held by the online process; of ``n_parked`` more that were shown, the state alone knows.
+    """
 
     path: Path
     products: list[ProductReading]
@@ -88,6 +91,8 @@ class Inspection:
     categories: list[CategoryReading]
     encoder_versions: list[int]
     n_creatives: int
+    n_resident: int
+    n_parked: int
     n_shifts: int
     n_waiting_clicks: int
     n_outbox: int
@@ -123,6 +128,8 @@ def inspect_state(path: Path, *, product_id: str | None = None) -> Inspection:
             categories=read_category_metrics(view),
             encoder_versions=view.encoder_versions(),
             n_creatives=len(view.creatives(product_id)),
+            n_resident=view.n_resident_products(),
+            n_parked=view.n_parked_products(),
             n_shifts=sum(product_id in (None, shift.product_id) for shift in view.shifts()),
             n_waiting_clicks=view.n_waiting_clicks(),
             n_outbox=view.n_outbox(),
@@ -168,6 +175,8 @@ def inspection_figures(inspection: Inspection, *, seconds: float) -> Figures:
     products, last = inspection.products, inspection.points[-1] if inspection.points else None
     metrics: dict[str, float | int] = {
         "products": len(products),
+        "products_resident": inspection.n_resident,
+        "products_parked": inspection.n_parked,
         "creatives": inspection.n_creatives,
         "products_with_groups": sum(len(product.present) > 1 for product in products),
         "products_with_distinct_groups": sum(
@@ -290,6 +299,7 @@ def inspection_tables(inspection: Inspection, *, product_id: str | None = None) 
 def _stream_table(inspection: Inspection) -> Table:
     words = [
         f"encoder version {max(inspection.encoder_versions, default=0)}",
+        f"{inspection.n_resident:,} products resident, {inspection.n_parked:,} parked",
         f"{inspection.n_shifts:,} shifts",
         f"{inspection.n_waiting_clicks:,} clicks wait for their impression",
     ]

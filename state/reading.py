@@ -107,7 +107,7 @@ class StateView:
 
     def encoder_versions(self) -> list[int]:
         """Return the encoder versions that are kept, oldest first."""
-        return [split_number_key(key[1:]) for key, _ in self._txn.scan(Table.ENCODERS, prefix=b"v")]
+        return [split_number_key(key[1:]) for key in self._txn.keys(Table.ENCODERS, prefix=b"v")]
 
     def meta(self, key: str) -> bytes | None:
         """Return one entry of the meta table."""
@@ -116,6 +116,14 @@ class StateView:
     def n_waiting_clicks(self) -> int:
         """Return how many clicks wait for their impression."""
         return self._txn.count(Table.WAITING_CLICKS)
+
+    def n_resident_products(self) -> int:
+        """Return of how many products the online process holds groups and counts in memory."""
+        return self._txn.count(Table.RESIDENTS)
+
+    def n_parked_products(self) -> int:
+        """Return how many products have been shown, but not lately: they are held in the state only."""
+        return self._txn.count(Table.CLUSTERINGS) - self._txn.count(Table.RESIDENTS)
 
     def n_outbox(self) -> int:
         """Return how many outbound messages wait for the broker."""

@@ -136,7 +136,8 @@ class ProductGroups(msgspec.Struct, frozen=True, array_like=True):
 
     ``p_value`` is that of the likelihood-ratio test that the groups' creative preferences differ;
     None while there is too little to test. ``silhouettes`` has one entry for each K tried.
-    ``successors`` maps a retired group to the one that took over its counts.
+    ``successors`` maps a retired group to the one that took over its counts (0: that from before the first grouping,
+    which takes over those of groups that died long ago).
     """
 
     product_id: str

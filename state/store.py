@@ -37,7 +37,7 @@ from state.files import (
 )
 from state.pages import PageError, check_pages
 
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 """Version of the tables and record layouts; another version is refused, never guessed."""
 
 _LAYOUT_KEY = b"layout_version"
@@ -68,6 +68,7 @@ class Table(StrEnum):
     SEARCHES = "searches"
     ARMS = "arms"
     DETECTORS = "detectors"
+    RESIDENTS = "residents"
     SHIFTS = "shifts"
     OUTBOX = "outbox"
 
@@ -138,6 +139,15 @@ class ReadTransaction:
                 if not bytes(key).startswith(prefix):
                     return
                 yield bytes(key), bytes(value)
+
+    def keys(self, table: Table, *, prefix: bytes = b"") -> Iterator[bytes]:
+        """Yield the keys that begin with ``prefix``, in order; their values are not read."""
+        with self._txn.cursor(db=self._tables[table]) as cursor:
+            if cursor.set_range(prefix) if prefix else cursor.first():
+                for key in cursor.iternext(values=False):
+                    if not bytes(key).startswith(prefix):
+                        return
+                    yield bytes(key)
 
     def count(self, table: Table) -> int:
         """Return the number of keys in ``table``."""

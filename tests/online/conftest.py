@@ -101,6 +101,11 @@ def new_pipeline(streams: StreamSettings, online: OnlineSettings) -> Callable[[]
     return lambda: build_pipeline(streams, online, open_picture)
 
 
+@pytest.fixture(scope="session")
+def pipeline_with(streams: StreamSettings) -> Callable[[OnlineSettings], Pipeline]:
+    return lambda settings: build_pipeline(streams, settings, open_picture)
+
+
 def click_bytes(click: Click) -> bytes:
     """Return a click with its time where the field map looks for it."""
     return b'{"impression_id":"%s","product_id":"%s","at":{"ms":%d}}' % (

@@ -184,6 +184,8 @@ def test_what_is_written_is_read_back_and_merged_cells_are_gone(tmp_path: Path) 
         again = Counts(HOUR_MS)
         with store.read() as txn:
             again.restore(txn)
+            assert again.cells_of("p") == {}
+            again.bring_in("p", txn)
         assert again.cells_of("p") == counts.cells_of("p")
         again.count_impressions(shown[:1], 8)
         counts.count_impressions(shown[:1], 8)

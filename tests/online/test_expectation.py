@@ -154,6 +154,8 @@ def test_expectations_survive_the_state(expectations, log_relative, tmp_path):
         again = Expectations()
         with store.read() as txn:
             again.restore(txn)
+            again.bring_in("p", txn)
+            again.bring_in("unknown", txn)
         expected = expectations.relative_ctrs("p", "shoes", GROUPS, CREATIVES)
         assert (again.relative_ctrs("p", "shoes", GROUPS, CREATIVES) == expected).all()
         with open_view(store) as view:

@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from online.attributes import AttributeSchema
-from online.profile import N_TRAITS, group_profile
+from online.limits import N_TRAITS
+from online.profile import group_profile
 from online.settings import AttributeSettings
 from state.records import ProfileTrait
 

@@ -238,8 +238,35 @@ def test_a_detector_goes_on_from_the_state(tmp_path: Path) -> None:
             restarted = ShiftDetection(SETTINGS)
             with store.read() as txn:
                 restarted.restore(txn)
+                for product_id in "pq":
+                    restarted.bring_in(product_id, txn)
     assert outcomes[0] == outcomes[1]
     assert [shift.product_id for shifts in outcomes[0] for shift in shifts] == ["p", "q"]
+
+
+def test_a_parked_product_is_not_named_with_its_category_and_returns_with_its_evidence(tmp_path: Path) -> None:
+    detection, before, after = ShiftDetection(SETTINGS), taste_scores(0, 1), taste_scores(2, -1)
+
+    def observe(product_ids: str, scores: np.ndarray) -> list[str]:
+        observed = [Observed(product_id, "lamps", scores, CELLS) for product_id in product_ids]
+        return [shift.product_id for shift in detection.observe_many(observed)]
+
+    for _ in range(20):
+        assert observe("pq", before(BATCH)) == []
+    while not detection._detectors["q"].sum.n_scores:
+        assert observe("pq", after(BATCH)) == []
+    changes, evidence = ChangeSet(), detection._detectors["q"].evidence
+    detection.write(changes)
+    detection.park("q")
+    found: list[str] = []
+    while not found:
+        found = observe("p", after(BATCH))
+    assert found == ["p"]
+    with Store(tmp_path, map_size_mib=16, sync=False) as store:
+        store.commit(changes)
+        with store.read() as txn:
+            detection.bring_in("q", txn)
+    assert detection._detectors["q"].evidence == evidence != {}
 
 
 @pytest.mark.parametrize("slope", [0.5, 1.0, 1.4])

@@ -60,6 +60,9 @@ def state(tmp_path: Path) -> Path:
         changes.put(Table.CELLS, cell_key(*name), encode_cell(cell))
     groups = ProductGroups("lamp", 3, GROUPS, 3, {2: 0.4}, 1e-4, True, 0, [], {})
     changes.put(Table.GROUPS, b"lamp", encode_record(groups))
+    for product_id in (b"desk", b"lamp", b"sold out"):
+        changes.put(Table.CLUSTERINGS, product_id, b"")
+    changes.put(Table.RESIDENTS, b"lamp", (7).to_bytes(8, "big"))
     changes.put(Table.OFFSETS, partition_key("osmf.clicks", 1), encode_record(OffsetRecord(163, 160, 155, 5, 5, 9)))
     metrics = Metrics([MetricPoint(3_000, 9, 0.61, 0.66, 0.17)])
     changes.put(Table.META, b"metrics", msgspec.msgpack.encode(metrics))
@@ -92,6 +95,7 @@ def test_figures_hold_every_cell_and_the_sums(state: Path) -> None:
     }
     expected = {"products": 3, "creatives": 4, "groups": 2, "cells": 5, "impressions": 3_905, "clicks": 150}
     expected |= {"consumed": 160, "used": 155, "duplicates": 5, "dead_letters": 5, "encoder_version": 3, "auroc": 0.61}
+    expected |= {"products_resident": 1, "products_parked": 2}
     assert {name: figures.metrics[name] for name in expected} == expected
 
 
@@ -109,6 +113,7 @@ def test_ctrs_are_shrunk_over_the_products_table(state: Path) -> None:
 def test_the_overview_and_one_product_in_words(state: Path) -> None:
     overview = text(state)
     assert "AUROC 0.610 over 3,000 labelled impressions" in " ".join(overview.split())
+    assert "1 products resident, 2 parked" in " ".join(overview.split())
     assert [line.split("│")[1].strip() for line in overview.splitlines() if " A " in line] == ["lamp", "desk", "unseen"]
     lamp = text(state, "lamp")
     assert "gender female (90%, ×1.8)" in lamp

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
+from shutil import copytree
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from scipy.stats import chisquare
@@ -13,7 +16,8 @@ from serving.decisions import Decision, DecisionRequest, DecisionService, Unserv
 from serving.policy import arm_of
 from serving.settings import ServingSettings
 from state.reading import open_view
-from state.store import Store
+from state.records import ClusteringRecord, encode_record
+from state.store import ChangeSet, Store, Table
 
 BEST = {"old": "a", "young": "d"}
 OF_ARM = {arm: [f"v{n}" for n in range(2_000) if arm_of("groups", f"v{n}") == arm] for arm in ("group", "all")}
@@ -149,3 +153,26 @@ def test_before_the_first_refresh_nothing_can_be_served(state: Any, store: Store
     service.refresh()
     assert service.n_creatives() == {"split": 4, "same": 4, "fresh": 4}
     assert service.n_impressions == 5_000
+
+
+def test_a_product_whose_encoder_version_is_gone_is_served_as_one_that_is_not_grouped(
+    state: Any, settings: ServingSettings, tmp_path: Path
+) -> None:
+    """A product that was parked for long: `split` is, and `same` has moved on to a newer version."""
+    copytree(state.path, tmp_path, dirs_exist_ok=True)
+    users = [ask(user) for user in OF_ARM["group"][:200]] + [ask("u", product_id="same")]
+    with Store(tmp_path, map_size_mib=32, sync=False) as store:
+        service = DecisionService(store, state.online, settings, impressions_topic=state.streams.topics.impressions)
+        service.refresh()
+        assert None not in {decision.group_id for decision in service.decide_many(users)}
+        changes = ChangeSet()
+        with store.read() as txn:
+            record = msgspec.msgpack.decode(txn.get(Table.CLUSTERINGS, b"split") or b"", type=ClusteringRecord)
+        gone = msgspec.structs.replace(record, encoder_version=1_000)
+        changes.put(Table.CLUSTERINGS, b"split", encode_record(gone))
+        store.commit(changes)
+        service.refresh()
+        *split, same = service.decide_many(users)
+    assert {(decision.group_id, decision.arm) for decision in split} == {(None, None)}
+    assert len({decision.p_shown for decision in split}) > 1  # as often as it is the best for all
+    assert same.group_id is not None

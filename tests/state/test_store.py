@@ -321,6 +321,9 @@ def test_scan_yields_keys_in_order_while_the_prefix_holds(
         with store.read() as txn:
             assert list(txn.scan(Table.TIMERS, prefix=prefix, start=start)) == [(key, b"v" + key) for key in expected]
             assert list(txn.scan(Table.OUTBOX, prefix=prefix, start=start)) == []
+            if start is None:
+                assert list(txn.keys(Table.TIMERS, prefix=prefix)) == expected
+                assert list(txn.keys(Table.OUTBOX, prefix=prefix)) == []
 
 
 def test_get_many_returns_those_that_are_there(tmp_path: Path) -> None:
