@@ -126,12 +126,21 @@ def mean_silhouette(distances: Floats, labels: Ints) -> float:
     return float(score.mean())
 
 
-def choose_k(silhouettes: dict[int, float], current: int | None, hysteresis: float) -> int:
-    """Return the K of the best silhouette; the current one stays unless another is better by ``hysteresis``."""
-    best = max(silhouettes, key=lambda k: (silhouettes[k], -k))
-    if current in silhouettes and silhouettes[best] < silhouettes[current] + hysteresis:
-        return current
-    return best
+def choose_k(silhouettes: dict[int, float], current: int | None, tolerance: float, hysteresis: float) -> int:
+    """Return the fewest groups whose silhouette is the best one but for ``tolerance``.
+
+    Where few attributes matter, users coincide, and every further split of points that coincide makes the silhouette
+    better still: the fewest that are as good are the groups that differ. The current K stays while it is within
+    ``hysteresis`` of being chosen.
+    """
+    best = max(silhouettes.values())
+    chosen = min(k for k, value in silhouettes.items() if value >= best - tolerance)
+    if current not in silhouettes or current == chosen:
+        return chosen
+    if chosen < current:  # fewer groups have to be good enough by a margin
+        sure = min(k for k, value in silhouettes.items() if value >= best - tolerance + hysteresis)
+        return min(sure, current)
+    return current if silhouettes[current] >= best - tolerance - hysteresis else chosen
 
 
 def observe_many(

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from online.ctr import ShrunkCtr, scale, shrink
+from online.rows import LabelledRows
 from state.reading import StateView
 from state.records import ExpectationRecord, SlopeRecord, encode_record, scope_key
 from state.store import ChangeSet, ReadTransaction, Table
@@ -165,8 +166,7 @@ class Expectations:
         product_id: str,
         category: str | None,
         group_ids: Ints,
-        creatives: Ints,
-        clicks: npt.NDArray[np.float32],
+        given: LabelledRows,
         p_click: npt.NDArray[np.float32],
     ) -> None:
         """Learn from labelled impressions of a product how far what is expected of its groups is right.
@@ -177,22 +177,22 @@ class Expectations:
         ----------
         product_id, category
             The product.
-        group_ids, creatives
-            The users' present groups, and registration numbers of what was shown, (B,).
-        clicks, p_click
+        group_ids
+            The users' present groups, (B,).
+        given, p_click
             What happened, and its predicted probability before it was learnt, (B,).
         """
         expected = self._products.get(product_id)
         if expected is None:
             return
-        log_relative = _looked_up(expected, group_ids, creatives)  # (B,)
+        log_relative = _looked_up(expected, group_ids, given.rows.creatives)  # (B,)
         p = np.clip(p_click.astype(np.float64), 1e-6, 1 - 1e-6)
         without = 1 / (1 + (1 - p) / p * np.exp(log_relative))
-        score = float(((clicks - without) * log_relative).sum())
-        information = float((without * (1 - without) * log_relative**2).sum())
+        score = float((given.weights * (given.clicks - without) * log_relative).sum())
+        information = float((given.weights * without * (1 - without) * log_relative**2).sum())
         for key, half_life in zip(_keys(product_id, category), (OVERALL_HALF_LIFE_ROWS, HALF_LIFE_ROWS), strict=True):
             old = self._slopes.get(key, SlopeRecord(0.0, 0.0))
-            kept = 0.5 ** (len(clicks) / half_life)
+            kept = 0.5 ** (float(given.weights.sum()) / half_life)
             self._slopes[key] = SlopeRecord(kept * old.score + score, kept * old.information + information)
             self._changed_slopes[key] = None
 

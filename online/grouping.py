@@ -273,6 +273,7 @@ class Grouping:
         k = choose_k(
             _with_large_groups(silhouettes, clustering, settings.min_share),
             product.k if product.k > 1 else None,
+            settings.k_tolerance,
             settings.k_hysteresis,
         )
         labels = clustering.labels[k]

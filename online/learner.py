@@ -213,7 +213,7 @@ class PreferenceLearner:
         Parameters
         ----------
         labelled
-            Rows that have not been learnt yet.
+            Rows that have not been learnt yet, and labels that are taken back.
         p_click, preference
             What `predict_with_preference` said of them, (B,).
         creatives_of, category_of
@@ -224,7 +224,8 @@ class PreferenceLearner:
             return
         p = np.clip(p_click.astype(np.float64), 1e-6, 1 - 1e-6)
         common = 1 / (1 + (1 - p) / p * np.exp(preference.astype(np.float64)))  # without any preference
-        for found in self._search.observe_many(labelled.rows, labelled.clicks - common, creatives_of, category_of):
+        residuals = labelled.clicks - common
+        for found in self._search.observe_many(labelled, residuals, creatives_of, category_of):
             fresh = self._fresh_model()
             for model in gated:
                 likeness = torch.from_numpy(found.likeness.astype(np.float32))
