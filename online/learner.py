@@ -174,15 +174,11 @@ class PreferenceLearner:
     ) -> Predictions:
         """Return the probability that users, (U, N), click each of a product's creatives, (U, C)."""
         n_users, model = len(attributes), self._average_model
-        p_click = np.zeros((n_users, len(creatives)), np.float32)
         with torch.inference_mode():
             users = Rows(np.full(n_users, product), np.full(n_users, creatives[0]), attributes)
-            titles, title_index, e_ut = self._users(model, users)
-            images = model.images(self._bank.images(creatives))
-            for column in range(len(creatives)):
-                logits = model(e_ut, titles, title_index, images, torch.full((n_users,), column))
-                p_click[:, column] = torch.sigmoid(logits).numpy()
-        return p_click
+            titles, _, e_ut = self._users(model, users)
+            logits = model.cross(e_ut, titles, model.images(self._bank.images(creatives)))
+            return np.asarray(torch.sigmoid(logits).numpy(), np.float32)
 
     def learn_many(self, labelled: LabelledRows) -> None:
         """Take as many steps as the rows need, each on new and replayed rows."""

@@ -118,6 +118,17 @@ class PreferenceModel(nn.Module, ABC):
     ) -> Tensor:
         """Return click logits, (B,): Eq. 3 and 4. ``image_index`` (B,) is each row's image among the distinct ones."""
 
+    def cross(self, e_ut: Tensor, titles: TitleSide, images: ImageSide) -> Tensor:
+        """Return the click logits of a product's users, (U, D), for each image, (U, C).
+
+        ``titles`` is that of the product alone.
+        """
+        n_users, title_index = len(e_ut), torch.zeros(len(e_ut), dtype=torch.int64)
+        columns = [
+            self(e_ut, titles, title_index, images, torch.full((n_users,), column)) for column in range(len(images[0]))
+        ]
+        return torch.stack(columns, dim=1)
+
     @abstractmethod
     def preferences(
         self,
