@@ -168,95 +168,114 @@ def choose_k(silhouettes: dict[int, float], current: int | None, hysteresis: flo
     return best
 
 
-def observe_many(
-    clustering: Clustering,
-    embedded: Floats,
-    attributes: npt.NDArray[np.uint8],
-    user_keys: npt.NDArray[np.uint32],
-    *,
-    reservoir_users: int,
-    reservoir_memory: float,
-    centroid_memory: float,
-    rng: np.random.Generator,
-) -> None:
-    """Move the centroids of every K towards a batch of users, and sample users into the reservoir.
+def move_many(
+    clusterings: Sequence[Clustering], owners: Ints, embedded: Floats, centroid_memory: float
+) -> npt.NDArray[np.uint8]:
+    """Move the centroids of several products towards a batch of their users, for every K.
+
+    A batch has few users of a product, so that what costs is the number of operations: all products are moved at once.
 
     Parameters
     ----------
+    clusterings
+        P of them, all of the same Ks, and clustered before.
+    owners
+        The place of each user's clustering among them, (b,), in order; each has at least one.
     embedded
-        e_{u|t} of the batch, (b, D), of the same encoder version as the centroids.
+        e_{u|t} of the batch, (b, D), each of the same encoder version as its centroids.
+    centroid_memory
+        See `online.settings.GroupSettings`.
+
+    Returns
+    -------
+    The users' clusters for every K before it moved, (number of Ks, b).
+    """
+    ks = clusterings[0].ks
+    starts = np.cumsum(ks) - ks  # of each K among all centroids of a product
+    centroids = np.stack([np.concatenate([each.centroids[k] for k in ks]) for each in clusterings])  # (P, sum of K, D)
+    masses = np.stack([np.concatenate([each.masses[k] for k in ks]) for each in clusterings])
+    bounds = np.searchsorted(owners, np.arange(len(clusterings) + 1))
+    parts = [slice(start, end) for start, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)]
+    cross = np.concatenate([embedded[part] @ own.T for part, own in zip(parts, centroids, strict=True)])
+    square = squared_norms(embedded)[:, None] + (centroids**2).sum(axis=2)[owners]
+    distances = np.maximum(square - 2 * cross, 0)  # (b, sum of K)
+    nearest = [distances[:, start : start + k].argmin(axis=1) for k, start in zip(ks, starts.tolist(), strict=True)]
+    labels = np.stack(nearest)  # (number of Ks, b)
+    indicators = np.zeros(distances.shape, np.float32)
+    indicators[np.arange(len(owners)), labels + starts[:, None]] = 1
+    counts = np.add.reduceat(indicators, bounds[:-1], axis=0)  # (P, sum of K)
+    sums = np.stack([indicators[part].T @ embedded[part] for part in parts])
+    masses += counts
+    rate = np.where(counts > 0, counts / np.maximum(masses, 1), 0)[:, :, None]
+    centroids += rate * (sums / np.maximum(counts, 1)[:, :, None] - centroids)
+    np.minimum(masses, centroid_memory, out=masses)
+    for each, own_centroids, own_masses in zip(clusterings, centroids, masses, strict=True):
+        for k, start in zip(ks, starts.tolist(), strict=True):
+            each.centroids[k][:] = own_centroids[start : start + k]
+            each.masses[k][:] = own_masses[start : start + k]
+    return labels.astype(np.uint8)
+
+
+def sample_many(
+    clustering: Clustering,
+    attributes: npt.NDArray[np.uint8],
+    user_keys: npt.NDArray[np.uint32],
+    labels: npt.NDArray[np.uint8],
+    *,
+    reservoir_users: int,
+    reservoir_memory: float,
+    rng: np.random.Generator,
+) -> None:
+    """Sample a batch of users into a product's reservoir.
+
+    Parameters
+    ----------
     attributes, user_keys
         The batch's users, (b, A) and (b,).
-    reservoir_users, reservoir_memory, centroid_memory
+    labels
+        Their clusters for every K, (number of Ks, b); without meaning before the users have been clustered.
+    reservoir_users, reservoir_memory
         See `online.settings.GroupSettings`.
     rng
-        Source of the reservoir's draws.
+        Source of the draws.
     """
-    labels = _move(clustering, embedded, centroid_memory) if clustering.ready else {}
-    draws = rng.random(len(user_keys))
     # Algorithm R, with n capped: an old user is then replaced at a constant rate and the sample follows the stream.
-    n_seen = clustering.n_seen + 1 + np.arange(len(user_keys))
+    n_seen = np.arange(clustering.n_seen + 1, clustering.n_seen + len(user_keys) + 1)
+    slots = (rng.random(len(user_keys)) * np.minimum(n_seen, reservoir_users * reservoir_memory)).astype(np.int64)
     clustering.n_seen += len(user_keys)
-    n_filling = _fill(clustering, attributes, user_keys, labels, reservoir_users)
-    slots = (draws * np.minimum(n_seen, reservoir_users * reservoir_memory)).astype(np.int64)
-    slots[:n_filling] = reservoir_users
+    if clustering.n_users < reservoir_users:
+        slots[: _fill(clustering, attributes, user_keys, labels, reservoir_users)] = reservoir_users
+    rows_of: dict[int, int] = {}
     for row in np.flatnonzero(slots < reservoir_users).tolist():
-        if (clustering.user_keys == user_keys[row]).any():
-            continue
-        slot = slots[row]
-        clustering.attributes[slot] = attributes[row]
-        clustering.user_keys[slot] = user_keys[row]
-        for k, label in labels.items():
-            clustering.labels[k][slot] = label[row]
+        if not (clustering.user_keys == user_keys[row]).any():
+            clustering.user_keys[slots[row]] = user_keys[row]
+            rows_of[int(slots[row])] = row
+    if rows_of:
+        taken, rows = list(rows_of), list(rows_of.values())
+        clustering.attributes[taken] = attributes[rows]
+        if clustering.ready:
+            for k, label in zip(clustering.ks, labels, strict=True):
+                clustering.labels[k][taken] = label[rows]
 
 
 def _fill(
     clustering: Clustering,
     attributes: npt.NDArray[np.uint8],
     user_keys: npt.NDArray[np.uint32],
-    labels: dict[int, npt.NDArray[np.uint8]],
+    labels: npt.NDArray[np.uint8],
     capacity: int,
 ) -> int:
-    """Take users into a reservoir that is not full; return how many rows of the batch came before it was."""
-    n_free = capacity - clustering.n_users
-    if n_free <= 0:
-        return 0
+    """Take new users into a reservoir that is not full; return how many rows of the batch came before it was."""
     _, first = np.unique(user_keys, return_index=True)
     first.sort()
+    n_free = capacity - clustering.n_users
     taken = first[~np.isin(user_keys[first], clustering.user_keys)][:n_free]
     clustering.attributes = np.concatenate([clustering.attributes, attributes[taken]])
     clustering.user_keys = np.concatenate([clustering.user_keys, user_keys[taken]])
-    for k, label in labels.items():
-        clustering.labels[k] = np.concatenate([clustering.labels[k], label[taken]])
+    if clustering.ready:
+        for k, label in zip(clustering.ks, labels, strict=True):
+            clustering.labels[k] = np.concatenate([clustering.labels[k], label[taken]])
     return int(taken[-1]) + 1 if len(taken) == n_free else len(user_keys)
-
-
-def _move(clustering: Clustering, points: Floats, memory: float) -> dict[int, npt.NDArray[np.uint8]]:
-    """Move the centroids of every K towards points, (b, D); return the points' clusters for each K, (b,).
-
-    The centroids of all Ks are one matrix meanwhile: a batch has few points of a product, and what counts is the
-    number of operations.
-    """
-    ks = clustering.ks
-    centroids = np.concatenate([clustering.centroids[k] for k in ks])  # (sum of K, D)
-    masses = np.concatenate([clustering.masses[k] for k in ks])
-    ends = np.cumsum(ks)
-    distances = squared_distances(points, centroids)  # (b, sum of K)
-    labels = {
-        k: distances[:, end - k : end].argmin(axis=1).astype(np.uint8) for k, end in zip(ks, ends.tolist(), strict=True)
-    }
-    columns = np.concatenate([labels[k] + (end - k) for k, end in zip(ks, ends.tolist(), strict=True)])
-    indicators = np.zeros((len(centroids), len(points)), np.float32)
-    indicators[columns, np.tile(np.arange(len(points)), len(ks))] = 1
-    counts = indicators.sum(axis=1)
-    masses += counts
-    means = (indicators @ points) / np.maximum(counts, 1)[:, None]
-    rate = np.where(counts > 0, counts / np.maximum(masses, 1), 0)[:, None]
-    centroids += rate * (means - centroids)
-    np.minimum(masses, memory, out=masses)
-    clustering.centroids = dict(zip(ks, np.split(centroids, ends[:-1]), strict=True))
-    clustering.masses = dict(zip(ks, np.split(masses, ends[:-1]), strict=True))
-    return labels
 
 
 def recluster(clustering: Clustering, embedded: Floats, rng: np.random.Generator) -> dict[int, float]:
@@ -300,6 +319,6 @@ def group_feature(members: Floats, centroid: Floats) -> Floats:
     for percentile in sorted(set(FEATURE_PERCENTILES)):
         n_points = FEATURE_PERCENTILES.count(percentile)
         middle = percentile / 100 * (len(order) - 1)
-        start = int(np.clip(round(middle - (n_points - 1) / 2), 0, max(len(order) - n_points, 0)))
+        start = min(max(round(middle - (n_points - 1) / 2), 0), max(len(order) - n_points, 0))
         picks += [int(order[min(start + step, len(order) - 1)]) for step in range(n_points)]
     return np.concatenate([centroid[None], members[picks]]).astype(np.float32)

@@ -21,8 +21,9 @@ from online.clustering import (
     assign,
     choose_k,
     group_feature,
-    observe_many,
+    move_many,
     recluster,
+    sample_many,
 )
 from online.learner import Encoder
 from online.lineage import Lineage, match_groups
@@ -165,24 +166,39 @@ class Grouping:
         embedded = self._embed(numbers, [product_ids[row] for row in first], inverse, product_numbers, attributes)
         order = np.argsort(inverse, kind="stable")
         bounds = np.searchsorted(inverse[order], np.arange(len(numbers) + 1))
-        for position, number in enumerate(numbers):
-            rows = order[bounds[position] : bounds[position + 1]]
-            product_id = product_ids[first[position]]
-            product = self._product(product_id, now_ms)
-            observe_many(
+        products = [self._product(product_ids[row], now_ms) for row in first]
+        labels = self._move_many(products, inverse[order], embedded[order])
+        for position, (number, product) in enumerate(zip(numbers.tolist(), products, strict=True)):
+            part = slice(bounds[position], bounds[position + 1])
+            rows = order[part]
+            sample_many(
                 product.clustering,
-                embedded[rows],
                 attributes[rows],
                 user_keys[rows],
+                labels[:, part],
                 reservoir_users=self._settings.reservoir_users,
                 reservoir_memory=self._settings.reservoir_memory,
-                centroid_memory=self._settings.centroid_memory,
-                rng=np.random.default_rng([self._seed, batch_number, int(number)]),
+                rng=np.random.default_rng([self._seed, batch_number, number]),
             )
             product.n_since_refresh += len(rows)
-            self._changed_clusterings[product_id] = None
+            self._changed_clusterings[product_ids[first[position]]] = None
             group_ids[rows] = product.nearest_groups(embedded[rows])
         return group_ids
+
+    def _move_many(
+        self, products: list[_Product], owners: npt.NDArray[np.int64], embedded: Floats
+    ) -> npt.NDArray[np.uint8]:
+        """Move the centroids of products that have any; return the users' clusters before, (number of Ks, B)."""
+        labels = np.zeros((len(self._ks), len(owners)), np.uint8)
+        ready = np.array([product.clustering.ready for product in products])
+        if ready.any():
+            rows = ready[owners]
+            places = np.cumsum(ready) - 1  # of each product among those
+            clusterings = [product.clustering for product in products if product.clustering.ready]
+            labels[:, rows] = move_many(
+                clusterings, places[owners[rows]], embedded[rows], self._settings.centroid_memory
+            )
+        return labels
 
     def _embed(
         self,
