@@ -214,7 +214,8 @@ class OnlineCore:
         # One version a batch: after a long batch the missed ones would be the same weights.
         if due > self.grouping.version:
             self.grouping.adopt(self.learner.average_weights())
-        for product_id in self.grouping.waiting()[: settings.refresh_products_per_batch]:
+        relearnt = {self._registry.product_ids[number] for number in self.learner.relearnt()}
+        for product_id in self.grouping.waiting(relearnt)[: settings.refresh_products_per_batch]:
             lineage = self.grouping.refresh(product_id, self._registry.products[product_id].number, now_ms)
             self._expect(product_id)
             for old, heir in lineage.merged.items():

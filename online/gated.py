@@ -120,12 +120,12 @@ class GatedModel(PreferenceModel):
             weighted = (self.fields(codes) * field_weights.unsqueeze(-1)).flatten(1)  # (B, N * d_field)
             return self.user_linear(weighted), self.user[0](weighted)
         readers = self._field_readers()
-        by_field = torch.cat([layer.weight for layer in readers]).split(self.fields.embedding_dim, dim=1)
-        values = self.fields.weight.split(self.cardinalities)
+        by_field = torch.split(torch.cat([layer.weight for layer in readers]), self.fields.embedding_dim, dim=1)
+        values = torch.split(self.fields.weight, list(self.cardinalities))
         table = torch.cat([of_field @ weight.T for of_field, weight in zip(values, by_field, strict=True)])
         read = nn.functional.embedding_bag(codes, table, mode="sum", per_sample_weights=field_weights)
         read += torch.cat([layer.bias for layer in readers])
-        linear, hidden = read.split([layer.out_features for layer in readers], dim=1)
+        linear, hidden = torch.split(read, [layer.out_features for layer in readers], dim=1)
         return linear, hidden
 
     def tastes(self, e_ut: Tensor, titles: TitleSide, title_index: Tensor) -> Tensor:

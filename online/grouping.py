@@ -7,7 +7,7 @@ takes long. A product on an old version goes on with that version's weights unti
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import msgspec
@@ -42,6 +42,12 @@ from state.records import (
 from state.store import ChangeSet, ReadTransaction, Table
 
 LINEAGE_KEPT = 50
+
+KEPT_VERSIONS = 8
+"""Encoder versions that a product may be behind the newest."""
+
+YOUNG_SHARE = 0.25
+"""Share of a product's impressions so far after which it is regrouped at first: the model still learns fast then."""
 
 EncoderOf = Callable[[bytes], Encoder]
 """Makes an encoder of weights."""
@@ -245,14 +251,26 @@ class Grouping:
             self._changed_groups[product_id] = None
         return product
 
-    def waiting(self) -> list[str]:
-        """Return the products that are not on the newest encoder version yet, in order of their ids."""
+    def waiting(self, relearnt: Collection[str] = ()) -> list[str]:
+        """Return the products that are to move to the newest encoder version, in order of their ids.
+
+        A product waits until it has had enough impressions since its last move. Those that are ``relearnt``, because
+        their tastes have changed, do not, and nor do those whose version is about to be dropped.
+        """
         return sorted(
             product_id
             for product_id, product in self._products.items()
             if product.groups.encoder_version < self.version
             and product.clustering.n_users >= MIN_USERS_PER_GROUP * self._settings.k_max
+            and (
+                product.groups.encoder_version <= max(self.version - KEPT_VERSIONS, 0)
+                or product.n_since_refresh >= self._n_before_refresh(product)
+                or product_id in relearnt
+            )
         )
+
+    def _n_before_refresh(self, product: _Product) -> float:
+        return min(self._settings.refresh_every_impressions, YOUNG_SHARE * product.clustering.n_seen)
 
     def refresh(self, product_id: str, product_number: int, now_ms: int) -> Lineage:
         """Move a product to the newest encoder version and regroup its users. Algorithm 1."""

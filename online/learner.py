@@ -241,6 +241,10 @@ class PreferenceLearner:
         if self._gated_models():
             self._search.restart(products, category_of)
 
+    def relearnt(self) -> list[int]:
+        """Return the products, by registration number, whose tastes have changed lately."""
+        return [product for product, until in self._head.stressed_until.items() if until > self._head.n_rows_learnt]
+
     def _chosen(self, products: Sequence[int]) -> Tensor:
         chosen = torch.zeros(len(self._bank.titles()), dtype=torch.bool)
         chosen[torch.tensor(list(products))] = True
