@@ -59,6 +59,7 @@ class GatedModel(PreferenceModel):
 
     def __init__(self, cardinalities: Sequence[int], title_dim: int, image_dim: int, settings: ModelSettings) -> None:
         super().__init__(cardinalities, title_dim, image_dim, settings)
+        self._frozen_table: Tensor | None = None
         n_fields, d = len(cardinalities), settings.d_model
         # The linear path learns a single attribute's effect long before the MLP finds those of several.
         self.user_linear = nn.Linear(n_fields * settings.d_field, d)
@@ -120,13 +121,24 @@ class GatedModel(PreferenceModel):
             weighted = (self.fields(codes) * field_weights.unsqueeze(-1)).flatten(1)  # (B, N * d_field)
             return self.user_linear(weighted), self.user[0](weighted)
         readers = self._field_readers()
-        by_field = torch.split(torch.cat([layer.weight for layer in readers]), self.fields.embedding_dim, dim=1)
-        values = torch.split(self.fields.weight, list(self.cardinalities))
-        table = torch.cat([of_field @ weight.T for of_field, weight in zip(values, by_field, strict=True)])
+        table = self._value_table() if self._frozen_table is None else self._frozen_table
         read = nn.functional.embedding_bag(codes, table, mode="sum", per_sample_weights=field_weights)
         read += torch.cat([layer.bias for layer in readers])
         linear, hidden = torch.split(read, [layer.out_features for layer in readers], dim=1)
         return linear, hidden
+
+    def _value_table(self) -> Tensor:
+        """Return what the first layers read of each value of each attribute, (sum of cardinalities, D + d_hidden)."""
+        by_field = torch.split(
+            torch.cat([layer.weight for layer in self._field_readers()]), self.fields.embedding_dim, dim=1
+        )
+        values = torch.split(self.fields.weight, list(self.cardinalities))
+        return torch.cat([of_field @ weight.T for of_field, weight in zip(values, by_field, strict=True)])
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Work out once what is read of the attributes' values."""
+        self._frozen_table = self._value_table()
 
     def tastes(self, e_ut: Tensor, titles: TitleSide, title_index: Tensor) -> Tensor:
         """Return what of e_{u|t} decides which images a user prefers, (B, D) to (B, D).

@@ -75,6 +75,7 @@ class Encoder:
         if n_found != len(flat.vector):
             raise WeightsMismatchError(n_found, len(flat.vector))
         flat.vector.copy_(torch.from_numpy(np.frombuffer(weights, np.float32).copy()))
+        self._model.freeze()
         self._bank = bank
 
     def embed_many(self, products: npt.NDArray[np.int64], attributes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

@@ -86,6 +86,9 @@ class PreferenceModel(nn.Module, ABC):
         self.head_user = nn.Linear(d, 1)
         nn.init.constant_(self.head_title.bias, PRIOR_LOGIT)
 
+    def freeze(self) -> None:
+        """Work out once what follows from the weights alone: they will not change any more."""
+
     @abstractmethod
     def fit_features(self, titles: Tensor, images: Tensor) -> None:
         """Set the constants of the features from those of all products and creatives."""

@@ -107,8 +107,11 @@ def test_users_are_the_same_whether_anything_is_learnt_of_them_or_not(n_users: i
     learnt = gated.users(attributes, gated.titles(titles()), title_index)
     with torch.inference_mode():
         looked_up = gated.users(attributes, gated.titles(titles()), title_index)
+        gated.freeze()
+        frozen = gated.users(attributes, gated.titles(titles()), title_index)
     assert learnt.requires_grad
     assert torch.allclose(learnt, looked_up, atol=1e-5)
+    assert (frozen == looked_up).all()
 
 
 @pytest.mark.parametrize("form", ["shipped", "paper"])
