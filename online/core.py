@@ -258,7 +258,8 @@ class OnlineCore:
         # One version a batch: after a long batch the missed ones would be the same weights.
         if due > self.grouping.version:
             self.grouping.adopt(self.learner.average_weights())
-        for product_id in self.grouping.waiting()[: settings.refresh_products_per_batch]:
+        relearnt = {self._registry.product_ids[number] for number in self.learner.relearnt()}
+        for product_id in self.grouping.waiting(relearnt)[: settings.refresh_products_per_batch]:
             self._refresh(product_id, now_ms)
         product_ids = self.grouping.product_ids()
         n_most = min(settings.refresh_products_per_batch, len(product_ids))

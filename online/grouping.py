@@ -7,7 +7,7 @@ takes long. A product on an old version goes on with that version's weights unti
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import msgspec
@@ -21,8 +21,9 @@ from online.clustering import (
     assign,
     choose_k,
     group_feature,
-    observe_many,
+    move_many,
     recluster,
+    sample_many,
 )
 from online.clustering_record import pack_clustering, unpack_clustering
 from online.learner import Encoder
@@ -47,6 +48,12 @@ UNGROUPED = 0
 
 _CLUSTERING = msgspec.msgpack.Decoder(ClusteringRecord)
 _GROUPS = msgspec.msgpack.Decoder(ProductGroups)
+
+KEPT_VERSIONS = 8
+"""Encoder versions that a product may be behind the newest."""
+
+YOUNG_SHARE = 0.25
+"""Share of a product's impressions so far after which it is regrouped at first: the model still learns fast then."""
 
 EncoderOf = Callable[[bytes], Encoder]
 """Makes an encoder of weights."""
@@ -182,26 +189,42 @@ class Grouping:
         group_ids = np.zeros(len(product_ids), np.int64)
         numbers, first, inverse = np.unique(product_numbers, return_index=True, return_inverse=True)
         embedded = self._embed(numbers, [product_ids[row] for row in first], inverse, product_numbers, attributes)
-        order = np.argsort(inverse, kind="stable")
+        # By user within a product, so that the order of a batch's events changes nothing.
+        order = np.lexsort((user_keys, inverse))
         bounds = np.searchsorted(inverse[order], np.arange(len(numbers) + 1))
-        for position, number in enumerate(numbers):
-            rows = order[bounds[position] : bounds[position + 1]]
-            product_id = product_ids[first[position]]
-            product = self._product(product_id, now_ms)
-            observe_many(
+        products = [self._product(product_ids[row], now_ms) for row in first]
+        labels = self._move_many(products, inverse[order], embedded[order])
+        for position, (number, product) in enumerate(zip(numbers.tolist(), products, strict=True)):
+            part = slice(bounds[position], bounds[position + 1])
+            rows = order[part]
+            sample_many(
                 product.clustering,
-                embedded[rows],
                 attributes[rows],
                 user_keys[rows],
+                labels[:, part],
                 reservoir_users=self._settings.reservoir_users,
                 reservoir_memory=self._settings.reservoir_memory,
-                centroid_memory=self._settings.centroid_memory,
-                rng=np.random.default_rng([self._seed, batch_number, int(number)]),
+                rng=np.random.default_rng([self._seed, batch_number, number]),
             )
             product.n_since_refresh += len(rows)
-            self._changed_clusterings[product_id] = None
+            self._changed_clusterings[product_ids[first[position]]] = None
             group_ids[rows] = product.nearest_groups(embedded[rows])
         return group_ids
+
+    def _move_many(
+        self, products: list[_Product], owners: npt.NDArray[np.int64], embedded: Floats
+    ) -> npt.NDArray[np.uint8]:
+        """Move the centroids of products that have any; return the users' clusters before, (number of Ks, B)."""
+        labels = np.zeros((len(self._ks), len(owners)), np.uint8)
+        ready = np.array([product.clustering.ready for product in products])
+        if ready.any():
+            rows = ready[owners]
+            places = np.cumsum(ready) - 1  # of each product among those
+            clusterings = [product.clustering for product in products if product.clustering.ready]
+            labels[:, rows] = move_many(
+                clusterings, places[owners[rows]], embedded[rows], self._settings.centroid_memory
+            )
+        return labels
 
     def _embed(
         self,
@@ -248,18 +271,28 @@ class Grouping:
             self._changed_groups[product_id] = None
         return product
 
-    def waiting(self) -> list[str]:
-        """Return the resident products that are not on the newest encoder version yet, those on the oldest first.
+    def waiting(self, relearnt: Collection[str] = ()) -> list[str]:
+        """Return the resident products that are to move to the newest encoder version, those on the oldest first.
 
-        So every product has its turn, also where versions come faster than all could move to each.
+        So every product has its turn, also where versions come faster than all could move to each. A product waits
+        until it has had enough impressions since its last move. Those that are ``relearnt``, because their tastes have
+        changed, do not, and nor do those whose version is about to be dropped.
         """
         waiting = sorted(
             (product.groups.encoder_version, product_id)
             for product_id, product in self._products.items()
             if product.groups.encoder_version < self.version
             and product.clustering.n_users >= MIN_USERS_PER_GROUP * self._settings.k_max
+            and (
+                product.groups.encoder_version <= max(self.version - KEPT_VERSIONS, 0)
+                or product.n_since_refresh >= self._n_before_refresh(product)
+                or product_id in relearnt
+            )
         )
         return [product_id for _, product_id in waiting]
+
+    def _n_before_refresh(self, product: _Product) -> float:
+        return min(self._settings.refresh_every_impressions, YOUNG_SHARE * product.clustering.n_seen)
 
     def refresh(self, product_id: str, product_number: int, now_ms: int) -> Lineage:
         """Move a product to the newest encoder version and regroup its users. Algorithm 1."""

@@ -75,6 +75,7 @@ class Encoder:
         if n_found != len(flat.vector):
             raise WeightsMismatchError(n_found, len(flat.vector))
         flat.vector.copy_(torch.from_numpy(np.frombuffer(weights, np.float32).copy()))
+        self._model.freeze()
         self._bank = bank
 
     def embed_many(self, products: npt.NDArray[np.int64], attributes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -174,15 +175,11 @@ class PreferenceLearner:
     ) -> Predictions:
         """Return the probability that users, (U, N), click each of a product's creatives, (U, C)."""
         n_users, model = len(attributes), self._average_model
-        p_click = np.zeros((n_users, len(creatives)), np.float32)
         with torch.inference_mode():
             users = Rows(np.full(n_users, product), np.full(n_users, creatives[0]), attributes)
-            titles, title_index, e_ut = self._users(model, users)
-            images = model.images(self._bank.images(creatives))
-            for column in range(len(creatives)):
-                logits = model(e_ut, titles, title_index, images, torch.full((n_users,), column))
-                p_click[:, column] = torch.sigmoid(logits).numpy()
-        return p_click
+            titles, _, e_ut = self._users(model, users)
+            logits = model.cross(e_ut, titles, model.images(self._bank.images(creatives)))
+            return np.asarray(torch.sigmoid(logits).numpy(), np.float32)
 
     def learn_many(self, labelled: LabelledRows) -> None:
         """Take as many steps as the rows need, each on new and replayed rows."""
@@ -246,6 +243,10 @@ class PreferenceLearner:
             self._head.stressed_until[product] = self._head.n_rows_learnt + STRESSED_ROWS
         if self._gated_models():
             self._search.restart(products, category_of)
+
+    def relearnt(self) -> list[int]:
+        """Return the products, by registration number, whose tastes have changed lately."""
+        return [product for product, until in self._head.stressed_until.items() if until > self._head.n_rows_learnt]
 
     def _chosen(self, products: Sequence[int]) -> Tensor:
         chosen = torch.zeros(len(self._bank.titles()), dtype=torch.bool)

@@ -86,6 +86,9 @@ class PreferenceModel(nn.Module, ABC):
         self.head_user = nn.Linear(d, 1)
         nn.init.constant_(self.head_title.bias, PRIOR_LOGIT)
 
+    def freeze(self) -> None:
+        """Work out once what follows from the weights alone: they will not change any more."""
+
     @abstractmethod
     def fit_features(self, titles: Tensor, images: Tensor) -> None:
         """Set the constants of the features from those of all products and creatives."""
@@ -117,6 +120,17 @@ class PreferenceModel(nn.Module, ABC):
         self, e_ut: Tensor, titles: TitleSide, title_index: Tensor, images: ImageSide, image_index: Tensor
     ) -> Tensor:
         """Return click logits, (B,): Eq. 3 and 4. ``image_index`` (B,) is each row's image among the distinct ones."""
+
+    def cross(self, e_ut: Tensor, titles: TitleSide, images: ImageSide) -> Tensor:
+        """Return the click logits of a product's users, (U, D), for each image, (U, C).
+
+        ``titles`` is that of the product alone.
+        """
+        n_users, title_index = len(e_ut), torch.zeros(len(e_ut), dtype=torch.int64)
+        columns = [
+            self(e_ut, titles, title_index, images, torch.full((n_users,), column)) for column in range(len(images[0]))
+        ]
+        return torch.stack(columns, dim=1)
 
     @abstractmethod
     def preferences(

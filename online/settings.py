@@ -101,6 +101,13 @@ class GroupSettings(BaseModel):
     )
     warm_up_impressions: int = Field(20_000, ge=0, description="Labelled impressions learnt before the first grouping.")
     adopt_every_impressions: int = Field(20_000, ge=1, description="Labelled impressions between two encoder versions.")
+    refresh_every_impressions: int = Field(
+        300,
+        ge=1,
+        description="Impressions of a product after which it moves to a new encoder version and is regrouped; while it "
+        "has had fewer than four times as many, after a quarter of them. A product whose tastes have changed does not "
+        "wait.",
+    )
     refresh_products_per_batch: int = Field(
         8, ge=1, description="Products re-embedded and regrouped in one micro-batch: the budget after a new version."
     )
