@@ -65,6 +65,9 @@ class PreferenceModel(nn.Module, ABC):
     USER_LAYERS: ClassVar[tuple[str, ...]] = ("fields", "user_linear", "user")
     """Layers that read the users' attributes."""
 
+    FIELD_READERS: ClassVar[tuple[str, ...]] = ("user_linear.weight", "user.0.weight")
+    """Weights whose columns each read one attribute's embedding."""
+
     field_starts: Tensor
 
     def __init__(
@@ -88,6 +91,22 @@ class PreferenceModel(nn.Module, ABC):
 
     def freeze(self) -> None:
         """Work out once what follows from the weights alone: they will not change any more."""
+
+    def field_of_parameter(self) -> Tensor:
+        """Return the attribute that each weight belongs to alone, (W,) int64; N, their number, for what is shared.
+
+        These are an attribute's embeddings and the columns of the layers that read them.
+        """
+        n_fields, d_field = len(self.cardinalities), self.fields.embedding_dim
+        found = []
+        for name, parameter in self.named_parameters():
+            owners = torch.full(parameter.shape, n_fields)
+            if name == "fields.weight":
+                owners[:] = torch.repeat_interleave(torch.arange(n_fields), torch.tensor(self.cardinalities))[:, None]
+            elif name in self.FIELD_READERS:
+                owners[:] = torch.arange(n_fields).repeat_interleave(d_field)
+            found.append(owners.reshape(-1))
+        return torch.cat(found)
 
     @abstractmethod
     def fit_features(self, titles: Tensor, images: Tensor) -> None:
