@@ -7,6 +7,7 @@ shrunk, weighed by a calibration slope: how much of the expected differences the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -33,6 +34,9 @@ PRIOR_INFORMATION = 4.0
 
 About 10,000 impressions at first, at a CTR of 5%.
 """
+
+CAUTION = 1.0
+"""Standard errors of the slope of all categories that are taken off it: at first it is positive by chance half the time."""
 
 DISTRUST = 10 * PRIOR_INFORMATION
 """Information against the model with which a category starts anew when its tastes have changed."""
@@ -68,14 +72,20 @@ def expected_log_relative(p_click: npt.NDArray[np.float32], labels: Ints, n_grou
 
 
 def slope(of_all: SlopeRecord | None, of_category: SlopeRecord | None) -> float:
-    """Return a category's calibration slope: 0 where nothing speaks for what is expected, 1 where it is as expected."""
-    return _slope(of_category, _slope(of_all, 0.0))
+    """Return a category's calibration slope: 0 where nothing speaks for what is expected, 1 where it is as expected.
+
+    What is believed of all categories is what has been shown of them, `CAUTION` standard errors below the estimate.
+    """
+    shown = _slope(of_all, 0.0) - CAUTION / math.sqrt((of_all or _NOTHING).information + PRIOR_INFORMATION)
+    return min(max(_slope(of_category, max(shown, 0.0)), 0.0), 1.0)
+
+
+_NOTHING = SlopeRecord(0.0, 0.0)
 
 
 def _slope(record: SlopeRecord | None, before: float) -> float:
-    found = record or SlopeRecord(0.0, 0.0)
-    mean = (found.score + PRIOR_INFORMATION * before) / (found.information + PRIOR_INFORMATION)
-    return min(max(mean, 0.0), 1.0)
+    found = record or _NOTHING
+    return (found.score + PRIOR_INFORMATION * before) / (found.information + PRIOR_INFORMATION)
 
 
 def relative_ctrs(

@@ -41,8 +41,8 @@ class LearnerHead(msgspec.Struct, array_like=True):
     """The learner's small numbers.
 
     ``replay_floors`` maps a product whose tastes have changed to its first replay block that counts, and
-    ``stressed_until`` to the number of learnt rows up to which its own weigh more. ``averaged_since`` are the steps from
-    which the weights of each attribute are averaged.
+    ``stressed_until`` to the number of learnt rows up to which its own weigh more. ``averaged_since`` are the steps
+    from which the weights of each attribute are averaged.
     """
 
     n_parameters: int

@@ -72,9 +72,9 @@ class ModelSettings(BaseModel):
     replay_ratio: float = Field(2.0, ge=0, le=8, description="Replayed rows for each new row of a step.")
     replay_rows: int = Field(131_072, ge=0, description="Labelled impressions that replay draws from.")
     ema_steps: int = Field(
-        200,
+        400,
         ge=1,
-        description="Steps over which the weights that are used are averaged; fewer at first, an eighth of all steps.",
+        description="Steps over which the weights that are used are averaged; fewer at first, a quarter of all steps.",
     )
 
 
@@ -124,8 +124,8 @@ class GroupSettings(BaseModel):
         0.1,
         ge=0,
         le=1,
-        description="Silhouette that is given up for fewer groups: the smallest K within it of the best is chosen. 0 is "
-        "the paper's choice.",
+        description="Silhouette that is given up for fewer groups: the smallest K within it of the best is chosen; "
+        "0 is the paper's choice.",
     )
     k_hysteresis: float = Field(
         0.05, ge=0, le=1, description="Silhouette by which another K must be chosen before it replaces the present one."
