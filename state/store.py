@@ -15,7 +15,7 @@ from types import TracebackType
 
 import lmdb
 
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 """Version of the tables and record layouts; another version is refused, never guessed."""
 
 
