@@ -1,8 +1,8 @@
 """Warm-up: values of attributes that no learnt row has had count like the average user's.
 
-The embedding of such a value is noise at first and nothing later, when it has decayed; neither stands for anybody. It is
-kept at the mean of the field's learnt values, each weighted by how often it was learnt, and learning starts from there
-when the value comes at last. A value that has been learnt is left alone.
+The embedding of such a value is noise at first and nothing later, when it has decayed; neither stands for anybody.
+It is kept at the mean of the field's learnt values, each weighted by how often it was learnt, and learning starts from
+there when the value comes at last. A value that has been learnt is left alone.
 """
 
 from __future__ import annotations

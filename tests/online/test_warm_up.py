@@ -1,4 +1,4 @@
-"""Warm-up: a value never learnt stands at the mean of its field, is learnt from there, and learnt values are left alone."""
+"""Warm-up: a value never learnt stands at its field's mean and is learnt from there; learnt values are left alone."""
 
 from __future__ import annotations
 
