@@ -126,6 +126,14 @@ def mean_silhouette(distances: Floats, labels: Ints) -> float:
     return float(score.mean())
 
 
+def with_large_groups(silhouettes: dict[int, float], clustering: Clustering, min_share: float) -> dict[int, float]:
+    """Return the silhouettes of those K whose smallest cluster is large enough; the smallest K where none is."""
+    smallest = {k: np.bincount(clustering.labels[k], minlength=k).min() / clustering.n_users for k in silhouettes}
+    kept = {k: value for k, value in silhouettes.items() if smallest[k] >= min_share}
+    first = min(silhouettes)
+    return kept or {first: silhouettes[first]}
+
+
 def choose_k(silhouettes: dict[int, float], current: int | None, hysteresis: float) -> int:
     """Return the K of the best silhouette; the current one stays unless another is better by ``hysteresis``."""
     best = max(silhouettes, key=lambda k: (silhouettes[k], -k))

@@ -22,6 +22,7 @@ from online.features import FeatureBank
 from online.grouping import Grouping
 from online.learner import Encoder, PreferenceLearner
 from online.metrics import PrequentialMetrics
+from online.neighbours import ProductNeighbours
 from online.registry import Registry
 from online.rows import LabelledRows, Rows
 from online.settings import OnlineSettings
@@ -76,6 +77,7 @@ class OnlineCore:
             self.schema,
             settings.model.d_model,
             lambda weights: Encoder(self.learner.new_model(), weights, bank, settings.groups.space),
+            ProductNeighbours(registry, bank, settings.model.form).nearest,
             settings.seed,
         )
         self.counts = Counts(settings.counts.half_life_s * 1000)
@@ -214,6 +216,8 @@ class OnlineCore:
         # One version a batch: after a long batch the missed ones would be the same weights.
         if due > self.grouping.version:
             self.grouping.adopt(self.learner.average_weights())
+        for product_id in self.grouping.take_borrowed():
+            self._expect(product_id)
         for product_id in self.grouping.waiting()[: settings.refresh_products_per_batch]:
             lineage = self.grouping.refresh(product_id, self._registry.products[product_id].number, now_ms)
             self._expect(product_id)
@@ -234,7 +238,7 @@ class OnlineCore:
         assert groups is not None
         number = self._registry.products[product_id].number
         creatives = self._registry.creative_numbers[number]
-        attributes, labels = self.grouping.sample(product_id, N_EXPECTED_USERS)
+        attributes, labels = self.grouping.sample(product_id, number, N_EXPECTED_USERS)
         p_click = self.learner.expect_many(number, attributes, creatives)
         group_ids = [group.group_id for group in groups.groups]
         log_relative = expected_log_relative(p_click, labels, len(group_ids))

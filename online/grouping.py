@@ -7,7 +7,7 @@ takes long. A product on an old version goes on with that version's weights unti
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -20,19 +20,19 @@ from online.clustering import (
     Floats,
     assign,
     choose_k,
-    group_feature,
     observe_many,
     recluster,
+    with_large_groups,
 )
+from online.clustering_record import group_record, pack_clustering, unpack_clustering
 from online.learner import Encoder
-from online.lineage import Lineage, match_groups
+from online.lineage import Lineage, lineage_records, match_groups
 from online.mismatch import check_space
-from online.profile import group_profile
+from online.neighbours import borrow, without_users
 from online.settings import GroupSettings
 from state.records import (
     SPACE_KEY,
     ClusteringRecord,
-    GroupRecord,
     LineageRecord,
     ProductGroups,
     encode_record,
@@ -45,6 +45,9 @@ LINEAGE_KEPT = 50
 EncoderOf = Callable[[bytes], Encoder]
 """Makes an encoder of weights."""
 
+NearestOf = Callable[[Sequence[str], Sequence[str]], list[str | None]]
+"""Finds, for each of some products, the nearest of others; see `online.neighbours.ProductNeighbours`."""
+
 
 @dataclass
 class _Product:
@@ -53,6 +56,11 @@ class _Product:
     k: int
     group_ids: list[int]
     n_since_refresh: int = 0
+
+    @property
+    def own_groups(self) -> bool:
+        """Whether its own users have been grouped."""
+        return self.clustering.ready and self.groups.borrowed_from is None
 
     def nearest_groups(self, embedded: Floats) -> npt.NDArray[np.int64]:
         if self.k == 1:
@@ -73,17 +81,26 @@ class Grouping:
         Width of the user embeddings.
     encoder_of
         Makes an encoder of weights.
+    nearest_of
+        Finds the product whose groups a new one borrows.
     seed
         Seed of the reservoirs and of k-means.
     """
 
     def __init__(
-        self, settings: GroupSettings, schema: AttributeSchema, d_model: int, encoder_of: EncoderOf, seed: int
+        self,
+        settings: GroupSettings,
+        schema: AttributeSchema,
+        d_model: int,
+        encoder_of: EncoderOf,
+        nearest_of: NearestOf,
+        seed: int,
     ) -> None:
         self._settings = settings
         self._schema = schema
         self._d_model = d_model
         self._encoder_of = encoder_of
+        self._nearest_of = nearest_of
         self._seed = seed
         self._ks = tuple(range(settings.k_min, settings.k_max + 1))
         self._products: dict[str, _Product] = {}
@@ -91,6 +108,7 @@ class Grouping:
         self._new_weights: dict[int, bytes] = {}
         self._changed_groups: dict[str, None] = {}
         self._changed_clusterings: dict[str, None] = {}
+        self._newly_borrowed: list[str] = []
         self.version = 0
 
     def restore(self, txn: ReadTransaction) -> None:
@@ -162,13 +180,15 @@ class Grouping:
         """
         group_ids = np.zeros(len(product_ids), np.int64)
         numbers, first, inverse = np.unique(product_numbers, return_index=True, return_inverse=True)
-        embedded = self._embed(numbers, [product_ids[row] for row in first], inverse, product_numbers, attributes)
+        distinct_ids = [product_ids[row] for row in first]
+        self._admit(distinct_ids, numbers, now_ms)
+        embedded = self._embed(numbers, distinct_ids, inverse, product_numbers, attributes)
         order = np.argsort(inverse, kind="stable")
         bounds = np.searchsorted(inverse[order], np.arange(len(numbers) + 1))
         for position, number in enumerate(numbers):
             rows = order[bounds[position] : bounds[position + 1]]
-            product_id = product_ids[first[position]]
-            product = self._product(product_id, now_ms)
+            product_id = distinct_ids[position]
+            product = self._products[product_id]
             observe_many(
                 product.clustering,
                 embedded[rows],
@@ -219,22 +239,63 @@ class Grouping:
         product = self._products.get(product_id)
         return 0 if product is None else product.groups.encoder_version
 
-    def _product(self, product_id: str, now_ms: int) -> _Product:
-        product = self._products.get(product_id)
-        if product is None:
-            n_fields = len(self._schema.names)
-            empty = Clustering(self._ks, np.zeros((0, n_fields), np.uint8), np.zeros(0, np.uint32))
-            groups = ProductGroups(product_id, 0, [], 1, {}, None, False, now_ms, [], {})
-            product = self._products[product_id] = _Product(empty, groups, 1, [0])
+    def _admit(self, product_ids: list[str], numbers: npt.NDArray[np.int64], now_ms: int) -> None:
+        """Start the grouping of products that come for the first time, on a near neighbour's groups if one has any."""
+        all_numbers = zip(product_ids, numbers.tolist(), strict=True)
+        new = [(each, number) for each, number in all_numbers if each not in self._products]
+        if not new:
+            return
+        lenders = [each for each, product in self._products.items() if product.own_groups]
+        for (product_id, number), lender in zip(new, self._nearest_of([each for each, _ in new], lenders), strict=True):
+            if lender is None:
+                n_fields = len(self._schema.names)
+                empty = Clustering(self._ks, np.zeros((0, n_fields), np.uint8), np.zeros(0, np.uint32))
+                groups = ProductGroups(product_id, 0, [], 1, {}, None, False, now_ms, [], {})
+                self._products[product_id] = _Product(empty, groups, 1, [0])
+            else:
+                self._products[product_id] = self._borrow(product_id, number, self._products[lender], now_ms)
+                self._newly_borrowed.append(product_id)
             self._changed_groups[product_id] = None
-        return product
+
+    def _borrow(self, product_id: str, number: int, lender: _Product, now_ms: int) -> _Product:
+        """Return the grouping of a product that has no users yet: a neighbour's users as this product sees them."""
+        version, k = lender.groups.encoder_version, lender.k
+        numbers = np.full(lender.clustering.n_users, number, np.int64)
+        embedded = self._encoders[version].embed_many(numbers, lender.clustering.attributes)
+        lent = borrow(lender.clustering, embedded)
+        group_ids = list(range(1, k + 1))  # 0 is for impressions without groups
+        groups = ProductGroups(
+            product_id,
+            version,
+            [
+                group_record(embedded, lent, k, cluster, group_id, self._schema, born_at_ms=now_ms)
+                for cluster, group_id in enumerate(group_ids)
+            ],
+            k + 1,
+            lender.groups.silhouettes,
+            None,
+            False,
+            now_ms,
+            [LineageRecord(now_ms, "birth", group_id, None) for group_id in group_ids],
+            {},
+            lender.groups.product_id,
+        )
+        return _Product(without_users(lent), groups, k, group_ids)
+
+    def take_borrowed(self) -> list[str]:
+        """Return the products that have borrowed groups since the last call."""
+        taken, self._newly_borrowed = self._newly_borrowed, []
+        return taken
 
     def waiting(self) -> list[str]:
-        """Return the products that are not on the newest encoder version yet, in order of their ids."""
+        """Return the products that are to be regrouped, in order of their ids.
+
+        They are not on the newest encoder version yet, or still on borrowed groups, and have users enough.
+        """
         return sorted(
             product_id
             for product_id, product in self._products.items()
-            if product.groups.encoder_version < self.version
+            if (product.groups.encoder_version < self.version or product.groups.borrowed_from is not None)
             and product.clustering.n_users >= MIN_USERS_PER_GROUP * self._settings.k_max
         )
 
@@ -248,7 +309,7 @@ class Grouping:
         rng = np.random.default_rng([self._seed, self.version, product_number])
         silhouettes = recluster(clustering, embedded, rng)
         k = choose_k(
-            _with_large_groups(silhouettes, clustering, settings.min_share),
+            with_large_groups(silhouettes, clustering, settings.min_share),
             product.k if product.k > 1 else None,
             settings.k_hysteresis,
         )
@@ -262,7 +323,9 @@ class Grouping:
             )
         born_at = {group.group_id: group.born_at_ms for group in product.groups.groups}
         groups = [
-            self._group(embedded, clustering, k, cluster, group_id, born_at.get(group_id, now_ms))
+            group_record(
+                embedded, clustering, k, cluster, group_id, self._schema, born_at_ms=born_at.get(group_id, now_ms)
+            )
             for cluster, group_id in enumerate(lineage.group_ids)
         ]
         product.k, product.group_ids, product.n_since_refresh = k, lineage.group_ids, 0
@@ -275,29 +338,26 @@ class Grouping:
             None if lineage.born else product.groups.p_value,
             product.groups.distinct and not lineage.born,
             now_ms,
-            (product.groups.lineage + _lineage_records(lineage, now_ms))[-LINEAGE_KEPT:],
+            (product.groups.lineage + lineage_records(lineage, now_ms))[-LINEAGE_KEPT:],
             {**product.groups.successors, **lineage.merged},
         )
         self._changed_groups[product_id] = None
         self._changed_clusterings[product_id] = None
         return lineage
 
-    def _group(
-        self, embedded: Floats, clustering: Clustering, k: int, cluster: int, group_id: int, born_at_ms: int
-    ) -> GroupRecord:
-        members = clustering.labels[k] == cluster
-        return GroupRecord(
-            group_id,
-            float(members.mean()),
-            int(members.sum()),
-            group_feature(embedded[members], clustering.centroids[k][cluster]).tobytes(),
-            group_profile(clustering.attributes[members], clustering.attributes, self._schema),
-            born_at_ms,
-        )
+    def sample(
+        self, product_id: str, product_number: int, n_users: int
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+        """Return some users of a product, (U, N), and the places of their groups among the product's, (U,).
 
-    def sample(self, product_id: str, n_users: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-        """Return some users of a product, (U, N), and the places of their groups among the product's, (U,)."""
+        While its groups are borrowed, the users are the neighbour's.
+        """
         product = self._products[product_id]
+        lender = product.groups.borrowed_from
+        if lender is not None:
+            attributes = self._products[lender].clustering.attributes[:n_users]
+            embedded = self.embed_many(product_id, product_number, attributes)
+            return attributes, assign(embedded, product.clustering.centroids[product.k]).astype(np.int64)
         attributes = product.clustering.attributes[:n_users]
         if product.k == 1:
             return attributes, np.zeros(len(attributes), np.int64)
@@ -343,60 +403,3 @@ class Grouping:
 
 MIN_USERS_PER_GROUP = 16
 """Reservoir users for each of K_max groups before a product is grouped at all."""
-
-
-def _with_large_groups(silhouettes: dict[int, float], clustering: Clustering, min_share: float) -> dict[int, float]:
-    """Return the silhouettes of those K whose smallest cluster is large enough; the smallest K where none is."""
-    smallest = {k: np.bincount(clustering.labels[k], minlength=k).min() / clustering.n_users for k in silhouettes}
-    kept = {k: value for k, value in silhouettes.items() if smallest[k] >= min_share}
-    first = min(silhouettes)
-    return kept or {first: silhouettes[first]}
-
-
-def _lineage_records(lineage: Lineage, now_ms: int) -> list[LineageRecord]:
-    return [
-        *(LineageRecord(now_ms, "birth", group_id, None) for group_id in lineage.born),
-        *(LineageRecord(now_ms, "merge", old, heir) for old, heir in lineage.merged.items()),
-        *(LineageRecord(now_ms, "death", group_id, None) for group_id in lineage.died),
-    ]
-
-
-def pack_clustering(
-    clustering: Clustering, version: int, k: int, group_ids: list[int], n_since_refresh: int
-) -> ClusteringRecord:
-    """Return the record of a clustering."""
-    ks = clustering.ks if clustering.ready else ()
-    return ClusteringRecord(
-        version,
-        k,
-        group_ids,
-        b"".join(clustering.centroids[each].tobytes() for each in ks),
-        b"".join(clustering.masses[each].tobytes() for each in ks),
-        clustering.n_seen,
-        clustering.attributes.tobytes(),
-        clustering.user_keys.tobytes(),
-        b"".join(clustering.labels[each].tobytes() for each in ks),
-        n_since_refresh,
-    )
-
-
-def unpack_clustering(record: ClusteringRecord, ks: tuple[int, ...], n_fields: int, d_model: int) -> Clustering:
-    """Return the clustering of a record."""
-    user_keys = np.frombuffer(record.user_keys, np.uint32).copy()
-    clustering = Clustering(
-        ks,
-        np.frombuffer(record.reservoir, np.uint8).reshape(-1, n_fields).copy(),
-        user_keys,
-        record.n_seen,
-    )
-    if record.centroids:
-        centroids = np.frombuffer(record.centroids, np.float32).reshape(-1, d_model)
-        masses = np.frombuffer(record.masses, np.float32)
-        labels = np.frombuffer(record.labels, np.uint8).reshape(len(ks), len(user_keys))
-        start = 0
-        for row, k in enumerate(ks):
-            clustering.centroids[k] = centroids[start : start + k].copy()
-            clustering.masses[k] = masses[start : start + k].copy()
-            clustering.labels[k] = labels[row].copy()
-            start += k
-    return clustering

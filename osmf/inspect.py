@@ -262,6 +262,7 @@ def _group_detail(product: ProductReading, group: GroupRecord) -> dict[str, Any]
         "distinct": product.groups.distinct,
         "p_value": product.groups.p_value,
         "encoder_version": product.groups.encoder_version,
+        "borrowed_from": product.groups.borrowed_from,
         "born_at_ms": group.born_at_ms,
     }
 
@@ -351,7 +352,9 @@ def _groups_words(product: ProductReading) -> str:
 
 def _groups_table(product: ProductReading) -> Table:
     caption = None
-    if product.groups is not None and product.groups.p_value is not None:
+    if product.groups is not None and product.groups.borrowed_from is not None:
+        caption = f"The groups are those of {product.groups.borrowed_from}, until there are enough users of its own."
+    elif product.groups is not None and product.groups.p_value is not None:
         verdict = "prefer different creatives" if product.groups.distinct else "are not shown to differ"
         caption = f"The groups {verdict} (p = {product.groups.p_value:.2g})."
     table = _table(f"{product.record.product_id}: {product.record.title}", ["group", "who"], caption=caption)

@@ -136,7 +136,8 @@ class ProductGroups(msgspec.Struct, frozen=True, array_like=True):
 
     ``p_value`` is that of the likelihood-ratio test that the groups' creative preferences differ;
     None while there is too little to test. ``silhouettes`` has one entry for each K tried.
-    ``successors`` maps a retired group to the one that took over its counts.
+    ``successors`` maps a retired group to the one that took over its counts. ``borrowed_from`` is
+    the product whose groups these are until there are enough of its own users; None from then on.
     """
 
     product_id: str
@@ -149,6 +150,7 @@ class ProductGroups(msgspec.Struct, frozen=True, array_like=True):
     refreshed_at_ms: int
     lineage: list[LineageRecord]
     successors: dict[int, int]
+    borrowed_from: str | None = None
 
 
 class ExpectationRecord(msgspec.Struct, frozen=True, array_like=True):

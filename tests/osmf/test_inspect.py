@@ -117,6 +117,18 @@ def test_the_overview_and_one_product_in_words(state: Path) -> None:
     assert "A desk" not in lamp
 
 
+def test_borrowed_groups_say_from_whom(state: Path) -> None:
+    groups = ProductGroups("desk", 3, GROUPS, 3, {2: 0.4}, None, False, 0, [], {}, "lamp")
+    changes = ChangeSet()
+    changes.put(Table.GROUPS, b"desk", encode_record(groups))
+    with Store(state) as store:
+        store.commit(changes)
+    figures, _ = run_inspect(state)
+    found = {(group["product_id"], group["borrowed_from"]) for group in figures.detail["groups"]}
+    assert found == {("desk", "lamp"), ("lamp", None)}
+    assert "those of lamp, until there are enough users" in " ".join(text(state, "desk").split())
+
+
 def test_the_overview_stays_short(state: Path) -> None:
     changes = ChangeSet()
     for number in range(100):

@@ -1,0 +1,156 @@
+"""Neighbours: of a new product, the nearest that has groups, and the groups that it borrows from there.
+
+Products are near each other by the title and the pictures: features of the frozen encoders, each standardised over
+what is registered, the pictures' averaged over the product's creatives. Half of the similarity is the titles' cosine,
+half the pictures'. Products of the same category come first, since what splits their users is usually the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from online.clustering import Clustering, Floats, kmeans
+from online.encoders import IMAGE_TOKENS, TITLE_TOKENS
+from online.features import FeatureBank
+from online.registry import Registry
+from online.settings import ModelForm
+
+Ints = npt.NDArray[np.int64]
+
+MIN_SIMILARITY = 0.25
+"""Similarity from which a product of another category, or of none, lends its groups.
+
+In catalogues of 48 products of six categories, with or without the category in the title, the nearest product of
+another category lay at 0.13 in the middle and at 0.27 at most; of those whose nearest lay above 0.25, it was of the
+same category for all.
+"""
+
+N_STANDARD = 4_096
+"""Products, at most, from which the constants are taken that standardise the features."""
+
+BORROWED_USERS = 64.0
+"""Impressions for which borrowed centroids stand, all clusters together: so many of its own users weigh as much."""
+
+
+class ProductNeighbours:
+    """Finds the nearest products.
+
+    Parameters
+    ----------
+    registry
+        Products and creatives.
+    bank
+        Their features.
+    form
+        Of the preference model: of the paper's form the features are those of tokens, which are averaged here.
+    """
+
+    def __init__(self, registry: Registry, bank: FeatureBank, form: ModelForm) -> None:
+        self._registry = registry
+        self._bank = bank
+        self._n_tokens = (TITLE_TOKENS, IMAGE_TOKENS) if form == "paper" else (1, 1)
+
+    def nearest(self, product_ids: Sequence[str], grouped: Sequence[str]) -> list[str | None]:
+        """Return the nearest product of each among others, (n,); None where none is near enough.
+
+        Parameters
+        ----------
+        product_ids
+            Registered products with a creative.
+        grouped
+            The products that may be found, with a creative each.
+        """
+        if not grouped:
+            return [None] * len(product_ids)
+        products = self._registry.products
+        by_category: dict[str | None, list[int]] = {}
+        for number, category in sorted((products[each].number, products[each].category) for each in grouped):
+            by_category.setdefault(category, []).append(number)
+        everywhere = sorted(products[each].number for each in grouped)
+        constants = self._constants()
+        found: list[str | None] = [None] * len(product_ids)
+        for category in dict.fromkeys(products[each].category for each in product_ids):
+            rows = [row for row, each in enumerate(product_ids) if products[each].category == category]
+            alike = [] if category is None else by_category.get(category, [])
+            numbers = np.array(alike or everywhere)
+            asked = np.array([products[product_ids[row]].number for row in rows])
+            similarity, place = _most_similar(self._features(asked, constants), self._features(numbers, constants))
+            for row, score, position in zip(rows, similarity, place, strict=True):
+                if alike or score >= MIN_SIMILARITY:
+                    found[row] = self._registry.product_ids[int(numbers[position])]
+        return found
+
+    def _constants(self) -> list[tuple[Floats, Floats]]:
+        numbers = np.array(sorted(self._registry.creative_numbers), np.int64)
+        numbers = numbers[:: -(-len(numbers) // N_STANDARD)]
+        constants = []
+        for raw in self._raw(numbers):
+            deviation = raw.std(axis=0)
+            scale = 1 / np.where(deviation > MIN_DEVIATION, deviation, 1)
+            constants.append((raw.mean(axis=0), np.asarray(scale, np.float32)))
+        return constants
+
+    def _features(self, numbers: Ints, constants: list[tuple[Floats, Floats]]) -> Floats:
+        """Return the features of products, (n, D), of unit length: titles and pictures of equal length beside."""
+        parts = []
+        for raw, (mean, scale) in zip(self._raw(numbers), constants, strict=True):
+            standard = (raw - mean) * scale
+            length = np.linalg.norm(standard, axis=1, keepdims=True)
+            parts.append(standard / np.maximum(length, 1e-6) / np.sqrt(2))
+        return np.ascontiguousarray(np.concatenate(parts, axis=1), np.float32)
+
+    def _raw(self, numbers: Ints) -> tuple[Floats, Floats]:
+        """Return the features of products' titles, (n, D_title), and the means of their creatives', (n, D_image)."""
+        creatives = [self._registry.creative_numbers[number] for number in numbers.tolist()]
+        sizes = np.array([len(each) for each in creatives])
+        images = self._bank.images(np.concatenate(creatives)).numpy()
+        pooled = images.reshape(len(images), self._n_tokens[1], -1).mean(axis=1)
+        means = np.add.reduceat(pooled, np.cumsum(sizes) - sizes) / sizes[:, None]
+        titles = self._bank.titles(numbers).numpy().reshape(len(numbers), self._n_tokens[0], -1).mean(axis=1)
+        return titles, np.asarray(means, np.float32)
+
+
+MIN_DEVIATION = 1e-4
+
+
+def _most_similar(asked: Floats, known: Floats) -> tuple[Floats, Ints]:
+    """Return the similarity of each row's most similar among known ones, and its place there, both (n,)."""
+    import faiss
+
+    index = faiss.IndexFlatIP(known.shape[1])
+    index.add(known)
+    similarity, place = index.search(asked, 1)
+    return similarity[:, 0], place[:, 0]
+
+
+def borrow(lender: Clustering, embedded: Floats) -> Clustering:
+    """Return a neighbour's clustering as the borrowing product sees the same users: centroids and labels of every K.
+
+    ``embedded`` is the neighbour's reservoir in the space of the product that borrows, (n, D). Clusters start as what
+    they are there, and settle.
+    """
+    lent = Clustering(lender.ks, lender.attributes, lender.user_keys)
+    for k in lender.ks:
+        labels = lender.labels[k]
+        members = [embedded[labels == cluster] for cluster in range(k)]
+        start = np.stack([each.mean(axis=0) if len(each) else embedded[0] for each in members])
+        lent.centroids[k], new_labels, _ = kmeans(embedded, start)
+        lent.labels[k] = new_labels.astype(np.uint8)
+        lent.masses[k] = (BORROWED_USERS * np.bincount(new_labels, minlength=k) / len(embedded)).astype(np.float32)
+    return lent
+
+
+def without_users(lent: Clustering) -> Clustering:
+    """Return a borrowed clustering with a reservoir that is empty, for the product's own users."""
+    return Clustering(
+        lent.ks,
+        lent.attributes[:0].copy(),
+        lent.user_keys[:0].copy(),
+        0,
+        lent.centroids,
+        lent.masses,
+        {k: labels[:0].copy() for k, labels in lent.labels.items()},
+    )
