@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from online.attributes import AttributeSchema
-from online.clustering import Clustering, Floats, group_feature
+from online.clustering import Clustering, Floats, group_feature, squared_distances
 from online.profile import group_profile
 from state.records import ClusteringRecord, GroupRecord
 
@@ -63,11 +63,14 @@ def group_record(
 ) -> GroupRecord:
     """Return the record of a group that has just been made: one cluster of the reservoir, ``embedded`` (n, D)."""
     members = clustering.labels[k] == cluster
+    centroid = clustering.centroids[k][cluster]
+    distances = squared_distances(embedded[members], centroid[None])[:, 0]
     return GroupRecord(
         group_id,
         float(members.mean()),
         int(members.sum()),
-        group_feature(embedded[members], clustering.centroids[k][cluster]).tobytes(),
+        group_feature(embedded[members], centroid).tobytes(),
         group_profile(clustering.attributes[members], clustering.attributes, schema),
         born_at_ms,
+        float(np.sqrt(distances.mean())) if len(distances) else 0.0,
     )

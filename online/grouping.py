@@ -25,6 +25,7 @@ from online.clustering import (
     with_large_groups,
 )
 from online.clustering_record import group_record, pack_clustering, unpack_clustering
+from online.displacement import centroid_displacements
 from online.learner import Encoder
 from online.lineage import Lineage, lineage_records, match_groups
 from online.mismatch import check_space
@@ -142,6 +143,13 @@ class Grouping:
         """Return a product's groups as of its last regrouping."""
         product = self._products.get(product_id)
         return None if product is None else product.groups
+
+    def displacements(self, product_id: str) -> list[float | None]:
+        """Return how far the centroid of each of a product's groups has moved since the regrouping, in radii, (G,)."""
+        product = self._products[product_id]
+        centroids = product.clustering.centroids.get(product.k)  # there are none of K = 1
+        groups = product.groups
+        return [None] * len(groups.groups) if centroids is None else centroid_displacements(groups, centroids)
 
     def current_group(self, product_id: str, group_id: int) -> int:
         """Return the group that has taken over a group's counts; itself where none has."""

@@ -112,7 +112,10 @@ class ProfileTrait(msgspec.Struct, frozen=True, array_like=True):
 
 
 class GroupRecord(msgspec.Struct, frozen=True, array_like=True):
-    """One group of a product's users; ``feature`` is float32 (11, D): Eq. 6, the centroid first."""
+    """One group of a product's users; ``feature`` is float32 (11, D): Eq. 6, the centroid first.
+
+    ``radius`` is the root mean square distance of its members from the centroid, as of the same regrouping.
+    """
 
     group_id: int
     share: float
@@ -120,6 +123,7 @@ class GroupRecord(msgspec.Struct, frozen=True, array_like=True):
     feature: bytes
     profile: list[ProfileTrait]
     born_at_ms: int
+    radius: float = 0.0
 
 
 class LineageRecord(msgspec.Struct, frozen=True, array_like=True):

@@ -173,6 +173,19 @@ def test_nothing_is_borrowed_from_borrowers_or_before_there_are_groups(online: O
     assert made.show("second", np.arange(10, 12)) == [0, 0]  # it has had its first impression
 
 
+def test_centroids_are_displaced_by_the_users_that_come(town: Town) -> None:
+    grouping = town.core.grouping
+    assert grouping.displacements("old chair") == pytest.approx([0.0] * len(grouping.displacements("old chair")))
+    town.show("old chair", np.arange(130, 190))
+    moved = [displacement or 0.0 for displacement in grouping.displacements("old chair")]
+    assert 0 < max(moved) < 2
+    groups = grouping.groups_of("old chair")
+    assert groups is not None
+    assert len(moved) == len(groups.groups)
+    town.show("new mug", np.arange(3))
+    assert grouping.displacements("new mug") == []
+
+
 # --- From the stream
 
 

@@ -17,6 +17,7 @@ from online.metrics import MetricPoint, Metrics
 from osmf.inspect import MOST_ROWS, ProductMissingError, run_inspect
 from state.records import (
     Cell,
+    ClusteringRecord,
     CreativeRecord,
     GroupRecord,
     OffsetRecord,
@@ -115,6 +116,24 @@ def test_the_overview_and_one_product_in_words(state: Path) -> None:
     assert "prefer different creatives (p = 0.0001)" in lamp
     assert "70/1,200" in lamp
     assert "A desk" not in lamp
+
+
+def test_groups_say_how_far_their_centroids_have_moved(state: Path) -> None:
+    feature = np.zeros((11, 2), np.float32)
+    records = [msgspec.structs.replace(group, feature=feature.tobytes(), radius=2.0) for group in GROUPS]
+    groups = ProductGroups("lamp", 3, records, 3, {2: 0.4, 3: 0.1}, None, False, 0, [], {})
+    centroids = np.array([[3, 4], [0, 1], *[[9, 9]] * 3], np.float32)  # of K = 2, then of K = 3
+    clustering = ClusteringRecord(3, 2, [1, 2], centroids.tobytes(), b"", 0, b"", b"", b"", 0)
+    changes = ChangeSet()
+    changes.put(Table.GROUPS, b"lamp", encode_record(groups))
+    before, _ = run_inspect(state)
+    with Store(state) as store:
+        store.commit(changes)
+        changes.put(Table.CLUSTERINGS, b"lamp", encode_record(clustering))
+        store.commit(changes)
+    after, _ = run_inspect(state)
+    found = [[group["centroid_displacement"] for group in each.detail["groups"]] for each in (before, after)]
+    assert found == [[None, None], [2.5, 0.5]]
 
 
 def test_borrowed_groups_say_from_whom(state: Path) -> None:
