@@ -27,13 +27,15 @@ class Clustering:
 
     ``centroids[K]`` is (K, D), ``masses[K]`` (K,) the impressions that each centroid remembers,
     ``labels[K]`` (n,) the reservoir's clusters. ``attributes`` (n, A) and ``user_keys`` (n,) are
-    the reservoir: a sample of the product's users, ``n_seen`` of how many impressions.
+    the reservoir: a sample of the product's users, ``n_seen`` of how many impressions. The first
+    ``n_lent`` of them are users of another product, whose clusters it has borrowed (`online.borrowing`).
     """
 
     ks: tuple[int, ...]
     attributes: npt.NDArray[np.uint8]
     user_keys: npt.NDArray[np.uint32]
     n_seen: int = 0
+    n_lent: int = 0
     centroids: dict[int, Floats] = field(default_factory=dict)
     masses: dict[int, Floats] = field(default_factory=dict)
     labels: dict[int, npt.NDArray[np.uint8]] = field(default_factory=dict)

@@ -1,13 +1,11 @@
-"""Clustering records: a product's clustering and its groups as the state keeps them."""
+"""Clustering records: a product's clustering as it lies in the state."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from online.attributes import AttributeSchema
-from online.clustering import Clustering, Floats, group_feature, squared_distances
-from online.profile import group_profile
-from state.records import ClusteringRecord, GroupRecord
+from online.clustering import Clustering
+from state.records import ClusteringRecord
 
 
 def pack_clustering(
@@ -26,6 +24,7 @@ def pack_clustering(
         clustering.user_keys.tobytes(),
         b"".join(clustering.labels[each].tobytes() for each in ks),
         n_since_refresh,
+        clustering.n_lent,
     )
 
 
@@ -37,6 +36,7 @@ def unpack_clustering(record: ClusteringRecord, ks: tuple[int, ...], n_fields: i
         np.frombuffer(record.reservoir, np.uint8).reshape(-1, n_fields).copy(),
         user_keys,
         record.n_seen,
+        record.n_lent,
     )
     if record.centroids:
         centroids = np.frombuffer(record.centroids, np.float32).reshape(-1, d_model)
@@ -49,28 +49,3 @@ def unpack_clustering(record: ClusteringRecord, ks: tuple[int, ...], n_fields: i
             clustering.labels[k] = labels[row].copy()
             start += k
     return clustering
-
-
-def group_record(
-    embedded: Floats,
-    clustering: Clustering,
-    k: int,
-    cluster: int,
-    group_id: int,
-    schema: AttributeSchema,
-    *,
-    born_at_ms: int,
-) -> GroupRecord:
-    """Return the record of a group that has just been made: one cluster of the reservoir, ``embedded`` (n, D)."""
-    members = clustering.labels[k] == cluster
-    centroid = clustering.centroids[k][cluster]
-    distances = squared_distances(embedded[members], centroid[None])[:, 0]
-    return GroupRecord(
-        group_id,
-        float(members.mean()),
-        int(members.sum()),
-        group_feature(embedded[members], centroid).tobytes(),
-        group_profile(clustering.attributes[members], clustering.attributes, schema),
-        born_at_ms,
-        float(np.sqrt(distances.mean())) if len(distances) else 0.0,
-    )

@@ -238,7 +238,7 @@ class OnlineCore:
         assert groups is not None
         number = self._registry.products[product_id].number
         creatives = self._registry.creative_numbers[number]
-        attributes, labels = self.grouping.sample(product_id, number, N_EXPECTED_USERS)
+        attributes, labels = self.grouping.sample(product_id, N_EXPECTED_USERS)
         p_click = self.learner.expect_many(number, attributes, creatives)
         group_ids = [group.group_id for group in groups.groups]
         log_relative = expected_log_relative(p_click, labels, len(group_ids))

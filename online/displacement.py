@@ -12,7 +12,7 @@ from state.records import ClusteringRecord, GroupRecord, ProductGroups
 _CLUSTERING = msgspec.msgpack.Decoder(ClusteringRecord)
 
 
-def centroid_displacements(groups: ProductGroups, centroids: Floats) -> list[float | None]:
+def centroid_displacements(groups: ProductGroups, centroids: Floats | None) -> list[float | None]:
     """Return how far each group's centroid has moved since the regrouping, in units of the group's radius then, (G,).
 
     It is the same encoder version before and after, so that only the users have changed. None where there is nothing to
@@ -23,9 +23,9 @@ def centroid_displacements(groups: ProductGroups, centroids: Floats) -> list[flo
     groups
         A product's groups.
     centroids
-        Where their centroids are now, (G, D).
+        Where their centroids are now, (G, D); None: there are none.
     """
-    if len(groups.groups) < 2:
+    if centroids is None or len(groups.groups) < 2:
         return [None] * len(groups.groups)
     return [_displacement(group, centroid) for group, centroid in zip(groups.groups, centroids, strict=True)]
 
@@ -41,7 +41,7 @@ def read_centroid_displacements(view: StateView, groups: ProductGroups) -> list[
     """Return `centroid_displacements` of a product from the state."""
     value = view.clustering(groups.product_id)
     if value is None or len(groups.groups) < 2:
-        return [None] * len(groups.groups)
+        return centroid_displacements(groups, None)
     record = _CLUSTERING.decode(value)
     # The record holds the centroids of every K that was tried, one K after the other.
     rows = np.frombuffer(record.centroids, np.float32).reshape(sum(groups.silhouettes), -1)

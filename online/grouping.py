@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from online.attributes import AttributeSchema
+from online.borrowing import borrow, send_away, with_lent_users
 from online.clustering import (
     Clustering,
     Floats,
@@ -24,17 +25,16 @@ from online.clustering import (
     recluster,
     with_large_groups,
 )
-from online.clustering_record import group_record, pack_clustering, unpack_clustering
+from online.clustering_record import pack_clustering, unpack_clustering
 from online.displacement import centroid_displacements
+from online.group_record import group_records
 from online.learner import Encoder
 from online.lineage import Lineage, lineage_records, match_groups
 from online.mismatch import check_space
-from online.neighbours import borrow, without_users
 from online.settings import GroupSettings
 from state.records import (
     SPACE_KEY,
     ClusteringRecord,
-    LineageRecord,
     ProductGroups,
     encode_record,
     number_key,
@@ -104,6 +104,7 @@ class Grouping:
         self._nearest_of = nearest_of
         self._seed = seed
         self._ks = tuple(range(settings.k_min, settings.k_max + 1))
+        self._n_users_needed = MIN_USERS_PER_GROUP * settings.k_max
         self._products: dict[str, _Product] = {}
         self._encoders: dict[int, Encoder] = {}
         self._new_weights: dict[int, bytes] = {}
@@ -147,9 +148,7 @@ class Grouping:
     def displacements(self, product_id: str) -> list[float | None]:
         """Return how far the centroid of each of a product's groups has moved since the regrouping, in radii, (G,)."""
         product = self._products[product_id]
-        centroids = product.clustering.centroids.get(product.k)  # there are none of K = 1
-        groups = product.groups
-        return [None] * len(groups.groups) if centroids is None else centroid_displacements(groups, centroids)
+        return centroid_displacements(product.groups, product.clustering.centroids.get(product.k))
 
     def current_group(self, product_id: str, group_id: int) -> int:
         """Return the group that has taken over a group's counts; itself where none has."""
@@ -249,19 +248,20 @@ class Grouping:
 
     def _admit(self, product_ids: list[str], numbers: npt.NDArray[np.int64], now_ms: int) -> None:
         """Start the grouping of products that come for the first time, on a near neighbour's groups if one has any."""
-        all_numbers = zip(product_ids, numbers.tolist(), strict=True)
-        new = [(each, number) for each, number in all_numbers if each not in self._products]
+        number_of = dict(zip(product_ids, numbers.tolist(), strict=True))
+        new = [product_id for product_id in product_ids if product_id not in self._products]
         if not new:
             return
-        lenders = [each for each, product in self._products.items() if product.own_groups]
-        for (product_id, number), lender in zip(new, self._nearest_of([each for each, _ in new], lenders), strict=True):
+        lenders = [product_id for product_id, product in self._products.items() if product.own_groups]
+        for product_id, lender in zip(new, self._nearest_of(new, lenders), strict=True):
             if lender is None:
                 n_fields = len(self._schema.names)
                 empty = Clustering(self._ks, np.zeros((0, n_fields), np.uint8), np.zeros(0, np.uint32))
                 groups = ProductGroups(product_id, 0, [], 1, {}, None, False, now_ms, [], {})
                 self._products[product_id] = _Product(empty, groups, 1, [0])
             else:
-                self._products[product_id] = self._borrow(product_id, number, self._products[lender], now_ms)
+                neighbour = self._products[lender]
+                self._products[product_id] = self._borrow(product_id, number_of[product_id], neighbour, now_ms)
                 self._newly_borrowed.append(product_id)
             self._changed_groups[product_id] = None
 
@@ -270,25 +270,23 @@ class Grouping:
         version, k = lender.groups.encoder_version, lender.k
         numbers = np.full(lender.clustering.n_users, number, np.int64)
         embedded = self._encoders[version].embed_many(numbers, lender.clustering.attributes)
-        lent = borrow(lender.clustering, embedded)
+        borrowed = borrow(lender.clustering, embedded)
         group_ids = list(range(1, k + 1))  # 0 is for impressions without groups
         groups = ProductGroups(
             product_id,
             version,
-            [
-                group_record(embedded, lent, k, cluster, group_id, self._schema, born_at_ms=now_ms)
-                for cluster, group_id in enumerate(group_ids)
-            ],
+            group_records(embedded, borrowed, group_ids, {}, now_ms, self._schema),
             k + 1,
             lender.groups.silhouettes,
             None,
             False,
             now_ms,
-            [LineageRecord(now_ms, "birth", group_id, None) for group_id in group_ids],
+            lineage_records(Lineage(group_ids, group_ids, {}, []), now_ms),
             {},
             lender.groups.product_id,
         )
-        return _Product(without_users(lent), groups, k, group_ids)
+        n_most = max(self._settings.reservoir_users - self._n_users_needed, 0)
+        return _Product(with_lent_users(borrowed, n_most), groups, k, group_ids)
 
     def take_borrowed(self) -> list[str]:
         """Return the products that have borrowed groups since the last call."""
@@ -296,21 +294,25 @@ class Grouping:
         return taken
 
     def waiting(self) -> list[str]:
-        """Return the products that are to be regrouped, in order of their ids.
-
-        They are not on the newest encoder version yet, or still on borrowed groups, and have users enough.
-        """
+        """Return the products not on the newest encoder version yet, or in no more need of borrowed groups, by id."""
         return sorted(
             product_id
             for product_id, product in self._products.items()
-            if (product.groups.encoder_version < self.version or product.groups.borrowed_from is not None)
-            and product.clustering.n_users >= MIN_USERS_PER_GROUP * self._settings.k_max
+            if (product.groups.encoder_version < self.version and product.clustering.n_users >= self._n_users_needed)
+            or (product.groups.borrowed_from is not None and self._has_users(product))
         )
+
+    def _has_users(self, product: _Product) -> bool:
+        return product.clustering.n_users - product.clustering.n_lent >= self._n_users_needed
 
     def refresh(self, product_id: str, product_number: int, now_ms: int) -> Lineage:
         """Move a product to the newest encoder version and regroup its users. Algorithm 1."""
         product = self._products[product_id]
         clustering, settings = product.clustering, self._settings
+        lender = product.groups.borrowed_from
+        if lender is not None and self._has_users(product):
+            lender = None
+            send_away(clustering)
         old_labels = clustering.labels.get(product.k)
         numbers = np.full(clustering.n_users, product_number, np.int64)
         embedded = self._encoders[self.version].embed_many(numbers, clustering.attributes)
@@ -330,17 +332,11 @@ class Grouping:
                 old_labels, product.group_ids, labels, k, product.groups.next_group_id, settings.survive_overlap
             )
         born_at = {group.group_id: group.born_at_ms for group in product.groups.groups}
-        groups = [
-            group_record(
-                embedded, clustering, k, cluster, group_id, self._schema, born_at_ms=born_at.get(group_id, now_ms)
-            )
-            for cluster, group_id in enumerate(lineage.group_ids)
-        ]
         product.k, product.group_ids, product.n_since_refresh = k, lineage.group_ids, 0
         product.groups = ProductGroups(
             product_id,
             self.version,
-            groups,
+            group_records(embedded, clustering, lineage.group_ids, born_at, now_ms, self._schema),
             product.groups.next_group_id + len(lineage.born),
             silhouettes,
             None if lineage.born else product.groups.p_value,
@@ -348,24 +344,15 @@ class Grouping:
             now_ms,
             (product.groups.lineage + lineage_records(lineage, now_ms))[-LINEAGE_KEPT:],
             {**product.groups.successors, **lineage.merged},
+            lender,
         )
         self._changed_groups[product_id] = None
         self._changed_clusterings[product_id] = None
         return lineage
 
-    def sample(
-        self, product_id: str, product_number: int, n_users: int
-    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-        """Return some users of a product, (U, N), and the places of their groups among the product's, (U,).
-
-        While its groups are borrowed, the users are the neighbour's.
-        """
+    def sample(self, product_id: str, n_users: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+        """Return some users of a product, (U, N), and the places of their groups among the product's, (U,)."""
         product = self._products[product_id]
-        lender = product.groups.borrowed_from
-        if lender is not None:
-            attributes = self._products[lender].clustering.attributes[:n_users]
-            embedded = self.embed_many(product_id, product_number, attributes)
-            return attributes, assign(embedded, product.clustering.centroids[product.k]).astype(np.int64)
         attributes = product.clustering.attributes[:n_users]
         if product.k == 1:
             return attributes, np.zeros(len(attributes), np.int64)

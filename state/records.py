@@ -182,6 +182,7 @@ class ClusteringRecord(msgspec.Struct, frozen=True, array_like=True):
     ``centroids`` is float32 (sum of K over K_min..K_max, D), ``masses`` float32 over the same rows,
     ``reservoir`` uint8 (n, N): attribute codes of sampled users, ``labels`` uint8 (n_k, n): the
     reservoir's cluster for each K at the last refresh; of those drawn since, when they were drawn.
+    The first ``n_lent`` users of the reservoir are those of the product that the groups are borrowed from.
     """
 
     encoder_version: int
@@ -194,6 +195,7 @@ class ClusteringRecord(msgspec.Struct, frozen=True, array_like=True):
     user_keys: bytes
     labels: bytes
     n_since_refresh: int
+    n_lent: int = 0
 
 
 class CategoryMetricsRecord(msgspec.Struct, frozen=True, array_like=True):

@@ -10,8 +10,9 @@ import pytest
 
 from online.attributes import AttributeSchema
 from online.clustering import Clustering, observe_many, recluster
-from online.clustering_record import group_record, pack_clustering
+from online.clustering_record import pack_clustering
 from online.displacement import centroid_displacements, read_centroid_displacements
+from online.group_record import group_records
 from online.settings import AttributeSettings
 from state.reading import open_view
 from state.records import ProductGroups, encode_record
@@ -30,7 +31,7 @@ def clustered(k: int) -> tuple[Clustering, ProductGroups, Floats]:
     attributes = np.full((N_USERS, len(SCHEMA.names)), 2, np.uint8)
     clustering = Clustering((2, 3), attributes, np.arange(N_USERS, dtype=np.uint32), N_USERS)
     silhouettes = recluster(clustering, points, np.random.default_rng(0))
-    groups = [group_record(points, clustering, k, cluster, 7 + cluster, SCHEMA, born_at_ms=0) for cluster in range(k)]
+    groups = group_records(points, clustering, list(range(7, 7 + k)), {}, 0, SCHEMA)
     return clustering, ProductGroups("p", 1, groups, 10, silhouettes, None, False, 0, [], {}), points
 
 
@@ -57,7 +58,7 @@ def test_where_there_is_nothing_to_tell_it_is_none() -> None:
     assert centroid_displacements(alone, clustering.centroids[3][:1]) == [None]
     points[:] = points[0]
     clustering.centroids[2][:] = points[0]
-    alike = [group_record(points, clustering, 2, cluster, cluster, SCHEMA, born_at_ms=0) for cluster in range(2)]
+    alike = group_records(points, clustering, [0, 1], {}, 0, SCHEMA)
     same = ProductGroups("p", 1, alike, 10, {}, None, False, 0, [], {})
     assert centroid_displacements(same, clustering.centroids[2] + 1) == [None, None]
 

@@ -1,4 +1,4 @@
-"""Neighbours: the same category first, then the nearest within the bound; and groups that a new product borrows."""
+"""Neighbours: the same category first, then the nearest within the bound."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from online.clustering import Clustering, assign, recluster
 from online.encoders import IMAGE_TOKENS, TITLE_TOKENS
 from online.features import FeatureBank
-from online.neighbours import BORROWED_USERS, MIN_SIMILARITY, ProductNeighbours, borrow, without_users
+from online.neighbours import MIN_SIMILARITY, ProductNeighbours
 from online.registry import Registry, titled
 from online.settings import ModelForm
 from state.store import ChangeSet
@@ -167,44 +166,3 @@ def test_of_tokens_the_mean_counts() -> None:
     ]
     ids, grouped = [each.product_id for each in SHELVES], ["sofa", "lamp", "mug"]
     assert neighbours(of_tokens, "paper").nearest(ids, grouped) == neighbours(SHELVES).nearest(ids, grouped)
-
-
-def lender(n: int = 200) -> tuple[Clustering, Floats]:
-    """Return a clustering of two blobs and the users' embeddings."""
-    rng = np.random.default_rng(3)
-    points = (rng.standard_normal((n, 4)) + 8 * (np.arange(n) % 2)[:, None]).astype(np.float32)
-    attributes = rng.integers(2, 5, (n, 3)).astype(np.uint8)
-    clustering = Clustering((2, 3), attributes, np.arange(n, dtype=np.uint32), n)
-    recluster(clustering, points, np.random.default_rng(0))
-    return clustering, points
-
-
-def test_clusters_keep_their_users_where_the_borrower_sees_them_elsewhere() -> None:
-    clustering, points = lender()
-    seen = np.asarray(-2 * points[:, ::-1] + 5, np.float32)
-    lent = borrow(clustering, seen)
-    assert (lent.labels[2] == clustering.labels[2]).all()
-    assert lent.centroids[2][0] == pytest.approx(seen[clustering.labels[2] == 0].mean(axis=0), abs=1e-3)
-    for k in (2, 3):
-        assert lent.masses[k].sum() == pytest.approx(BORROWED_USERS)
-        assert (assign(seen, lent.centroids[k]) == lent.labels[k]).all()
-
-
-def test_a_cluster_without_users_is_no_trouble() -> None:
-    clustering, points = lender()
-    clustering.labels[3][:] = clustering.labels[2]
-    lent = borrow(clustering, points)
-    assert np.isfinite(lent.centroids[3]).all()
-    assert len(np.unique(lent.labels[3])) == 3
-
-
-def test_what_is_borrowed_has_no_users_and_leaves_the_lender_alone() -> None:
-    clustering, points = lender()
-    centroids = {k: values.copy() for k, values in clustering.centroids.items()}
-    own = without_users(borrow(clustering, points))
-    assert (own.n_users, own.n_seen, own.ready) == (0, 0, True)
-    assert own.attributes.shape == (0, 3)
-    assert all(len(labels) == 0 for labels in own.labels.values())
-    own.centroids[2] += 1
-    assert all((clustering.centroids[k] == centroids[k]).all() for k in (2, 3))
-    assert clustering.n_users == 200

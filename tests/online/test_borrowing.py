@@ -1,4 +1,4 @@
-"""Grouping: a new product has its neighbour's groups from its first impression on, and its own when it has users."""
+"""Borrowing: a new product has its neighbour's groups from its first impression on, and its own when it has users."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import numpy.typing as npt
 import pytest
 
 from online.assignment import Assigner
+from online.borrowing import BORROWED_IMPRESSIONS, borrow, send_away, with_lent_users
+from online.clustering import Clustering, Floats, assign, observe_many, recluster
 from online.core import OnlineCore
 from online.encoders import HashedImageEncoder, HashedTextEncoder, feature_dims
 from online.features import FeatureBank
@@ -125,8 +127,8 @@ def test_what_its_groups_prefer_is_expected_at_once(town: Town) -> None:
     assert town.core.expectations.creatives("new chair") == creatives.tolist()
     groups = town.core.grouping.groups_of("new chair")
     assert groups is not None
-    attributes, labels = town.core.grouping.sample("new chair", 2, 100)
-    assert len(attributes) == len(labels) > 1  # the neighbour's users: of its own there is one
+    attributes, labels = town.core.grouping.sample("new chair", 100)
+    assert len(attributes) == len(labels) > 10  # the neighbour's users: of its own there is one
     assert set(labels.tolist()) <= set(range(len(groups.groups)))
 
 
@@ -150,6 +152,23 @@ def test_its_own_users_take_over(town: Town, online: OnlineSettings) -> None:
     after = grouping.assign_many("new chair", 2, town.users)
     assert np.isin(after, list(kept)).mean() > 0.3
     assert (after[np.isin(after, list(kept))] == before[np.isin(after, list(kept))]).mean() > 0.6
+
+
+def test_it_moves_with_the_encoder_while_it_has_few_users(town: Town) -> None:
+    grouping = town.core.grouping
+    town.show("new chair", np.arange(200, 234))
+    borrowed = grouping.groups_of("new chair")
+    assert borrowed is not None
+    assert grouping.waiting() == []
+    grouping.adopt(town.core.learner.average_weights())
+    town.show("new chair", np.arange(200, 201))
+    moved = grouping.groups_of("new chair")
+    assert moved is not None
+    assert moved.borrowed_from == "old chair"
+    assert moved.encoder_version == borrowed.encoder_version + 1
+    # The weights are the same, and so are most groups.
+    assert {group.group_id for group in moved.groups} & {group.group_id for group in borrowed.groups}
+    assert len(town.core.expectations.creatives("new chair")) == 3
 
 
 def test_a_product_far_from_all_starts_without_groups(town: Town) -> None:
@@ -184,6 +203,73 @@ def test_centroids_are_displaced_by_the_users_that_come(town: Town) -> None:
     assert len(moved) == len(groups.groups)
     town.show("new mug", np.arange(3))
     assert grouping.displacements("new mug") == []
+
+
+# --- What is lent
+
+
+def lender(n: int = 200) -> tuple[Clustering, Floats]:
+    """Return a clustering of two blobs and the users' embeddings."""
+    rng = np.random.default_rng(3)
+    points = (rng.standard_normal((n, 4)) + 8 * (np.arange(n) % 2)[:, None]).astype(np.float32)
+    attributes = rng.integers(2, 5, (n, 3)).astype(np.uint8)
+    clustering = Clustering((2, 3), attributes, np.arange(n, dtype=np.uint32), n)
+    recluster(clustering, points, np.random.default_rng(0))
+    return clustering, points
+
+
+def test_clusters_keep_their_users_where_the_borrower_sees_them_elsewhere() -> None:
+    clustering, points = lender()
+    seen = np.asarray(-2 * points[:, ::-1] + 5, np.float32)
+    lent = borrow(clustering, seen)
+    assert (lent.labels[2] == clustering.labels[2]).all()
+    assert lent.centroids[2][0] == pytest.approx(seen[clustering.labels[2] == 0].mean(axis=0), abs=1e-3)
+    for k in (2, 3):
+        assert lent.masses[k].sum() == pytest.approx(BORROWED_IMPRESSIONS)
+        assert (assign(seen, lent.centroids[k]) == lent.labels[k]).all()
+
+
+def test_a_cluster_without_users_is_no_trouble() -> None:
+    clustering, points = lender()
+    clustering.labels[3][:] = clustering.labels[2]
+    lent = borrow(clustering, points)
+    assert np.isfinite(lent.centroids[3]).all()
+    assert len(np.unique(lent.labels[3])) == 3
+
+
+def test_lent_users_come_first_and_go_when_they_are_sent_away() -> None:
+    clustering, points = lender()
+    centroids = {k: values.copy() for k, values in clustering.centroids.items()}
+    own = with_lent_users(borrow(clustering, points), 30)
+    assert (own.n_users, own.n_lent, own.n_seen, own.ready) == (30, 30, 0, True)
+    assert (own.attributes == clustering.attributes[:30]).all()
+    users = np.array([5, 5, 7], np.uint32)  # the first of them was lent too, and is the product's own all the same
+    observe_many(
+        own,
+        points[users],
+        clustering.attributes[users],
+        users,
+        reservoir_users=64,
+        reservoir_memory=8,
+        centroid_memory=4_096,
+        rng=np.random.default_rng(0),
+    )
+    assert own.n_users == 32
+    labels = {k: own.labels[k][30:].copy() for k in own.ks}
+    send_away(own)
+    assert (own.n_users, own.n_lent) == (2, 0)
+    assert own.user_keys.tolist() == [5, 7]
+    assert (own.attributes == clustering.attributes[[5, 7]]).all()
+    assert all((own.labels[k] == labels[k]).all() for k in own.ks)
+    # The lender is as it was.
+    assert all((clustering.centroids[k] == centroids[k]).all() for k in clustering.ks)
+    assert clustering.n_users == 200
+
+
+@pytest.mark.parametrize(("n_most", "expected"), [(0, 0), (30, 30), (10_000, 200)])
+def test_no_more_are_lent_than_there_is_room_for(n_most: int, expected: int) -> None:
+    clustering, points = lender()
+    assert with_lent_users(borrow(clustering, points), n_most).n_users == expected
 
 
 # --- From the stream
@@ -262,7 +348,9 @@ def test_a_restart_while_groups_are_borrowed_changes_no_bit(
     assert (groups.borrowed_from in ("p0", "p1", "p2")) == borrows
     assert (groups.borrowed_from is None) != borrows
     assert expected is not None
-    assert len(clustering.user_keys) // 4 == min(n_impressions, online.groups.reservoir_users)
+    assert (clustering.n_lent > 0) == borrows
+    assert len(clustering.user_keys) // 4 == min(clustering.n_lent + n_impressions, online.groups.reservoir_users)
+    assert sum(cell.n_impressions for cell in cells) == n_impressions
     # Who reads the state sees groups like any others; no impression was without one.
     assert {cell.group_id for cell in cells} <= set(range(1, groups.next_group_id))
     group_ids = {group.group_id for group in groups.groups}
