@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from online.clustering import Floats
 from online.encoders import IMAGE_TOKENS, TITLE_TOKENS
@@ -101,12 +102,17 @@ class ProductNeighbours:
     def _raw(self, numbers: Ints) -> tuple[Floats, Floats]:
         """Return the features of products' titles, (n, D_title), and the means of their creatives', (n, D_image)."""
         creatives = [self._registry.creative_numbers[number] for number in numbers.tolist()]
-        sizes = np.array([len(each) for each in creatives])
-        images = self._bank.images(np.concatenate(creatives)).numpy()
-        pooled = images.reshape(len(images), self._n_tokens[1], -1).mean(axis=1)
-        means = np.add.reduceat(pooled, np.cumsum(sizes) - sizes) / sizes[:, None]
-        titles = self._bank.titles(numbers).numpy().reshape(len(numbers), self._n_tokens[0], -1).mean(axis=1)
-        return titles, np.asarray(means, np.float32)
+        sizes = torch.tensor([len(each) for each in creatives])
+        images = _pooled(self._bank.images(np.concatenate(creatives)), self._n_tokens[1])
+        owners = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+        sums = torch.zeros(len(sizes), images.shape[1]).index_add_(0, owners, images)
+        titles = _pooled(self._bank.titles(numbers), self._n_tokens[0])
+        return titles.numpy(), (sums / sizes.unsqueeze(-1)).numpy()
+
+
+def _pooled(features: torch.Tensor, n_tokens: int) -> torch.Tensor:
+    """Return the means over the tokens of features, (n, n_tokens * width) to (n, width)."""
+    return features if n_tokens == 1 else features.reshape(len(features), n_tokens, -1).mean(dim=1)
 
 
 MIN_DEVIATION = 1e-4
