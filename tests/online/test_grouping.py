@@ -24,7 +24,14 @@ class Encoder:
 
 def test_every_product_has_its_turn_where_versions_come_faster_than_all_can_move() -> None:
     schema = AttributeSchema(AttributeSettings(values={"age": ("young", "old"), "tier": ("1", "2", "3")}))
-    grouping = Grouping(GroupSettings(k_max=2), schema, 2, Encoder, 0)  # type: ignore[arg-type]
+    grouping = Grouping(
+        GroupSettings(k_max=2),
+        schema,
+        2,
+        Encoder,  # type: ignore[arg-type]
+        lambda new, _: [None] * len(new),
+        0,
+    )
     rng = np.random.default_rng(0)
     for number, product_id in enumerate(PRODUCTS):
         codes = np.stack([rng.integers(2, 2 + n, size=N_USERS) for n in (2, 3)], axis=1).astype(np.uint8)
