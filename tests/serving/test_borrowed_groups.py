@@ -24,7 +24,7 @@ USERS = [f"v{n}" for n in range(2_000) if arm_of("groups", f"v{n}") == "group"]
 
 
 def shown(product_id: str) -> list[Event]:
-    """Return a product like "split", and its first two impressions."""
+    """Return a product like "split", and its first two impressions; the others have had 2,500 each."""
     events: list[Event] = [Product(product_id=product_id, title="the split product", updated_at_ms=LATER_MS)]
     events += [Creative(creative_id=each, product_id=product_id, created_at_ms=LATER_MS) for each in "abcd"]
     for number in range(2):
@@ -41,8 +41,8 @@ def shown(product_id: str) -> list[Event]:
     return events
 
 
-@pytest.mark.parametrize(("warm_up_impressions", "by_group"), [(0, True), (15_000, False)])
-def test_a_new_product_is_served_by_its_neighbours_groups(
+@pytest.mark.parametrize(("warm_up_impressions", "by_group"), [(2_400, True), (2_600, False)])
+def test_a_new_product_is_served_by_its_neighbours_groups_once_the_system_is_warm(
     state: Any, settings: ServingSettings, tmp_path: Path, warm_up_impressions: int, by_group: bool
 ) -> None:
     copytree(state.path, tmp_path, dirs_exist_ok=True)
