@@ -144,7 +144,7 @@ class DecisionService:
             if cell.group_id in row:
                 impressions[row[cell.group_id], position] = cell.live_impressions
                 clicks[row[cell.group_id], position] = cell.live_clicks
-        for_all = shrink(*total)
+        for_all = shrink(*total, given_product=True)
         numbers = [creative.number for creative in creatives]
         relative = read_relative_ctrs(view, product.product_id, product.category, list(row), numbers)
         chances = self._chances(group_ctrs(for_all, impressions, clicks, relative, distinct=groups.distinct))
