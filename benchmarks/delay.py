@@ -185,7 +185,7 @@ def _log_losses(policy: Policy, stream: Stream, held_out: Impressions, online: O
         parts = policy(stream, learner, start, min(n, start + MICRO_BATCH_ROWS))
         new = [part for part in parts if len(part)]
         if new:
-            learn_batch(learner, new[0], LabelledRows.concatenate(new), stream.world)
+            learn_batch(learner, LabelledRows.concatenate(new), stream.world)
         if number + 1 in points:
             losses.append(_log_loss(held_out.clicks, predict(learner, asked)))
     return np.array(losses)

@@ -146,14 +146,14 @@ def _micro_batches(rows: AnyRows) -> Iterator[AnyRows]:
 def _pass(learner: PreferenceLearner, rows: LabelledRows, world: BenchWorld) -> None:
     """Predict and learn every row once, in micro-batches, as the stream does."""
     for batch in _micro_batches(rows):
-        learn_batch(learner, batch, batch, world)
+        learn_batch(learner, batch, world)
 
 
-def learn_batch(learner: PreferenceLearner, new: LabelledRows, given: LabelledRows, world: BenchWorld) -> None:
-    """Predict new rows, search in them for what decides, and learn the labels that are given."""
+def learn_batch(learner: PreferenceLearner, given: LabelledRows, world: BenchWorld) -> None:
+    """Predict rows, search in them for what decides, and learn the labels that are given or taken back."""
     creatives_of, category_of = world.registry.creative_numbers, world.registry.categories
-    p_click, preference = learner.predict_with_preference(new.rows, creatives_of)
-    learner.search(new, p_click, preference, creatives_of, category_of)
+    p_click, preference = learner.predict_with_preference(given.rows, creatives_of)
+    learner.search(given, p_click, preference, creatives_of, category_of)
     learner.learn_many(given)
 
 
@@ -176,6 +176,6 @@ def _batch(
             if epoch:
                 learner.learn_many(batch)
             else:
-                learn_batch(learner, batch, batch, world)
+                learn_batch(learner, batch, world)
         predicted.append(predict(learner, asked))
     return predicted

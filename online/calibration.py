@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from online.rows import LabelledRows
 from state.store import ChangeSet, ReadTransaction, Table
 
 Floats = npt.NDArray[np.float64]
@@ -43,14 +44,14 @@ class PreferenceCalibration:
         low, high = SLOPE_RANGE
         return min(max(1.0 + self._sums.score / (self._sums.information + PRIOR_INFORMATION), low), high)
 
-    def observe_many(
-        self, clicks: npt.NDArray[np.float32], p_click: npt.NDArray[np.float32], preference: Floats
-    ) -> None:
-        """Take in labelled impressions, (B,): what happened, its predicted probability, and the user's preference."""
+    def observe_many(self, given: LabelledRows, p_click: npt.NDArray[np.float32], preference: Floats) -> None:
+        """Take in labelled impressions, their predicted probabilities, and the users' preferences, all (B,)."""
         p = np.clip(p_click.astype(np.float64), 1e-6, 1 - 1e-6)
-        kept = 0.5 ** (len(clicks) / HALF_LIFE_ROWS)
-        self._sums.score = kept * self._sums.score + float(((clicks - p) * preference).sum())
-        self._sums.information = kept * self._sums.information + float((p * (1 - p) * preference**2).sum())
+        kept = 0.5 ** (float(given.weights.sum()) / HALF_LIFE_ROWS)
+        score = float((given.weights * (given.clicks - p) * preference).sum())
+        information = float((given.weights * p * (1 - p) * preference**2).sum())
+        self._sums.score = kept * self._sums.score + score
+        self._sums.information = kept * self._sums.information + information
         self._changed = True
 
     def restore(self, txn: ReadTransaction) -> None:

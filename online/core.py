@@ -169,28 +169,32 @@ class OnlineCore:
         """
         if not labelled and not corrected:
             return []
-        clicks = np.array([record.clicked for record in labelled], np.float32)
-        rows = self._rows(labelled)
-        p_click, preference = self.learner.predict_with_preference(rows, self._registry.creative_numbers)
-        self._measure(rows, clicks, p_click, now_ms)
-        shifts = self._watch(labelled, rows, clicks, p_click, preference)
-        new = LabelledRows(rows, clicks, np.ones(len(rows), np.float32))
-        parts = [new]
-        if corrected:
-            # The label "no click" is taken back, then the click is given: a signed pair of the same row.
-            again = self._rows(corrected)
-            ones = np.ones(len(again), np.float32)
-            parts += [LabelledRows(again, 0 * ones, -ones), LabelledRows(again, ones, ones)]
-        categories = self._registry.categories
+        # The label "no click" is taken back, then the click is given: a signed pair of the same row.
+        records = [*labelled, *corrected, *corrected]
+        n_new, n_again = len(labelled), len(corrected)
+        clicks = np.array([record.clicked for record in labelled] + [False] * n_again + [True] * n_again, np.float32)
+        weights = np.array([1] * n_new + [-1] * n_again + [1] * n_again, np.float32)
+        given = LabelledRows(self._rows(records), clicks, weights)
+        creatives_of, categories = self._registry.creative_numbers, self._registry.categories
+        p_click, preference = self.learner.predict_with_preference(given.rows, creatives_of)
         if labelled:
-            self.learner.search(new, p_click, preference, self._registry.creative_numbers, categories)
-        self.learner.learn_many(LabelledRows.concatenate(parts))
+            self._measure(given.rows.take(slice(n_new)), clicks[:n_new], p_click[:n_new], now_ms)
+        shifts = self._watch(records, given, p_click, preference)
+        self.learner.search(given, p_click, preference, creatives_of, categories)
+        self.learner.learn_many(given)
         if shifts:
-            changed = [self._registry.products[shift.product_id] for shift in shifts]
-            self.learner.relearn([product.number for product in changed], categories)
-            for product in changed:
-                self.expectations.restart(product.product_id, product.category)
+            changed = self._changed(shifts)
+            self.learner.relearn(changed, categories)
+            for number in changed:
+                self.expectations.restart(self._registry.product_ids[number], categories[number])
         return shifts
+
+    def _changed(self, shifts: list[Shift]) -> list[int]:
+        """Return the products that are learnt anew, by number: of a category whose tastes have changed all of them."""
+        products = self._registry.products
+        named = {products[shift.product_id].number for shift in shifts}
+        categories = {products[shift.product_id].category for shift in shifts if shift.scope == "category"}
+        return sorted(named | {n for n, category in self._registry.categories.items() if category in categories})
 
     def _measure(
         self, rows: Rows, clicks: npt.NDArray[np.float32], p_click: npt.NDArray[np.float32], now_ms: int
@@ -219,37 +223,32 @@ class OnlineCore:
 
     def _watch(
         self,
-        labelled: list[ImpressionRecord],
-        rows: Rows,
-        clicks: npt.NDArray[np.float32],
+        records: list[ImpressionRecord],
+        given: LabelledRows,
         p_click: npt.NDArray[np.float32],
         preference: npt.NDArray[np.float32],
     ) -> list[Shift]:
         """See how far expectations and preferences are followed; return the shifts of tastes that this completes."""
         slope = self._calibration.slope
         observed = []
-        for number in np.unique(rows.products):
-            index = np.flatnonzero(rows.products == number)
+        for number in np.unique(given.rows.products):
+            index = np.flatnonzero(given.rows.products == number)
             product_id = self._registry.product_ids[int(number)]
             category = self._registry.products[product_id].category
-            group_ids = np.array([self.grouping.current_group(product_id, labelled[row].group_id) for row in index])
-            self.expectations.observe_many(
-                product_id, category, group_ids, rows.creatives[index], clicks[index], p_click[index]
-            )
-            cells: CellCounts = {}
-            for row, group_id in zip(index.tolist(), group_ids.tolist(), strict=True):
-                key = (group_id, labelled[row].creative_id)
-                seen = cells.get(key, (0, 0))
-                cells[key] = (seen[0] + 1, seen[1] + labelled[row].clicked)
+            group_ids = np.array([self.grouping.current_group(product_id, records[row].group_id) for row in index])
+            of_product = given.take(index)
+            self.expectations.observe_many(product_id, category, group_ids, of_product, p_click[index])
             groups = self.grouping.groups_of(product_id)
             if groups is None or not groups.distinct:
                 # Tastes that have not been established cannot be seen to change.
                 self._detection.restart(product_id)
                 continue
-            own = own_preferences(preference[index], rows.creatives[index])
-            scores = opposition_scores(clicks[index], p_click[index], own, slope)
-            self._calibration.observe_many(clicks[index], p_click[index], own)
-            observed.append(Observed(product_id, category, scores, cells))
+            own = own_preferences(preference[index], of_product.rows.creatives)
+            scores = opposition_scores(of_product.clicks, p_click[index], own, slope)
+            self._calibration.observe_many(of_product, p_click[index], own)
+            creative_ids = [records[row].creative_id for row in index]
+            cells = _count_cells(group_ids, creative_ids, of_product)
+            observed.append(Observed(product_id, category, scores, of_product.weights, cells))
         return self._detection.observe_many(observed)
 
     def regroup(self, now_ms: int, batch_number: int) -> None:
@@ -264,7 +263,8 @@ class OnlineCore:
             self.grouping.adopt(self.learner.average_weights())
         for product_id in self.grouping.take_borrowed():
             self._expect(product_id)
-        for product_id in self.grouping.waiting()[: settings.refresh_products_per_batch]:
+        relearnt = {self._registry.product_ids[number] for number in self.learner.relearnt()}
+        for product_id in self.grouping.waiting(relearnt)[: settings.refresh_products_per_batch]:
             self._refresh(product_id, now_ms)
         product_ids = self.grouping.product_ids()
         n_most = min(settings.refresh_products_per_batch, len(product_ids))
@@ -324,3 +324,16 @@ class OnlineCore:
                     impressions[row, column] = cell.live_impressions if live else cell.n_impressions
                     clicks[row, column] = cell.live_clicks if live else cell.n_clicks
         return impressions, clicks, creative_ids
+
+
+def _count_cells(group_ids: npt.NDArray[np.int64], creative_ids: list[str], given: LabelledRows) -> CellCounts:
+    """Return the impressions and clicks of labelled rows by group and creative; what is taken back counts less."""
+    cells: CellCounts = {}
+    weights = given.weights.astype(int)
+    clicks = (given.weights * given.clicks).astype(int)
+    for group_id, creative_id, n_shown, n_clicked in zip(
+        group_ids.tolist(), creative_ids, weights.tolist(), clicks.tolist(), strict=True
+    ):
+        seen = cells.get((group_id, creative_id), (0, 0))
+        cells[group_id, creative_id] = (seen[0] + n_shown, seen[1] + n_clicked)
+    return cells

@@ -7,6 +7,7 @@ shrunk, weighed by a calibration slope: how much of the expected differences the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from online.ctr import ShrunkCtr, scale, shrink
+from online.rows import LabelledRows
 from state.reading import StateView
 from state.records import ExpectationRecord, SlopeRecord, encode_record, scope_key
 from state.store import ChangeSet, ReadTransaction, Table
@@ -32,6 +34,9 @@ PRIOR_INFORMATION = 4.0
 
 About 10,000 impressions at first, at a CTR of 5%.
 """
+
+CAUTION = 1.0
+"""Standard errors of the slope of all categories that are taken off it: at first it is positive by chance half the time."""
 
 DISTRUST = 10 * PRIOR_INFORMATION
 """Information against the model with which a category starts anew when its tastes have changed."""
@@ -67,14 +72,20 @@ def expected_log_relative(p_click: npt.NDArray[np.float32], labels: Ints, n_grou
 
 
 def slope(of_all: SlopeRecord | None, of_category: SlopeRecord | None) -> float:
-    """Return a category's calibration slope: 0 where nothing speaks for what is expected, 1 where it is as expected."""
-    return _slope(of_category, _slope(of_all, 0.0))
+    """Return a category's calibration slope: 0 where nothing speaks for what is expected, 1 where it is as expected.
+
+    What is believed of all categories is what has been shown of them, `CAUTION` standard errors below the estimate.
+    """
+    shown = _slope(of_all, 0.0) - CAUTION / math.sqrt((of_all or _NOTHING).information + PRIOR_INFORMATION)
+    return min(max(_slope(of_category, max(shown, 0.0)), 0.0), 1.0)
+
+
+_NOTHING = SlopeRecord(0.0, 0.0)
 
 
 def _slope(record: SlopeRecord | None, before: float) -> float:
-    found = record or SlopeRecord(0.0, 0.0)
-    mean = (found.score + PRIOR_INFORMATION * before) / (found.information + PRIOR_INFORMATION)
-    return min(max(mean, 0.0), 1.0)
+    found = record or _NOTHING
+    return (found.score + PRIOR_INFORMATION * before) / (found.information + PRIOR_INFORMATION)
 
 
 def relative_ctrs(
@@ -167,8 +178,7 @@ class Expectations:
         product_id: str,
         category: str | None,
         group_ids: Ints,
-        creatives: Ints,
-        clicks: npt.NDArray[np.float32],
+        given: LabelledRows,
         p_click: npt.NDArray[np.float32],
     ) -> None:
         """Learn from labelled impressions of a product how far what is expected of its groups is right.
@@ -179,22 +189,22 @@ class Expectations:
         ----------
         product_id, category
             The product.
-        group_ids, creatives
-            The users' present groups, and registration numbers of what was shown, (B,).
-        clicks, p_click
+        group_ids
+            The users' present groups, (B,).
+        given, p_click
             What happened, and its predicted probability before it was learnt, (B,).
         """
         expected = self._products.get(product_id)
         if expected is None:
             return
-        log_relative = _looked_up(expected, group_ids, creatives)  # (B,)
+        log_relative = _looked_up(expected, group_ids, given.rows.creatives)  # (B,)
         p = np.clip(p_click.astype(np.float64), 1e-6, 1 - 1e-6)
         without = 1 / (1 + (1 - p) / p * np.exp(log_relative))
-        score = float(((clicks - without) * log_relative).sum())
-        information = float((without * (1 - without) * log_relative**2).sum())
+        score = float((given.weights * (given.clicks - without) * log_relative).sum())
+        information = float((given.weights * without * (1 - without) * log_relative**2).sum())
         for key, half_life in zip(_keys(product_id, category), (OVERALL_HALF_LIFE_ROWS, HALF_LIFE_ROWS), strict=True):
             old = self._slopes.get(key, SlopeRecord(0.0, 0.0))
-            kept = 0.5 ** (len(clicks) / half_life)
+            kept = 0.5 ** (float(given.weights.sum()) / half_life)
             self._slopes[key] = SlopeRecord(kept * old.score + score, kept * old.information + information)
             self._changed_slopes[key] = None
 

@@ -7,7 +7,7 @@ takes long. A product on an old version goes on with that version's weights unti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 import numpy as np
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from online.attributes import AttributeSchema
 from online.borrowing import LENT_USERS, send_away
-from online.clustering import Floats, choose_k, observe_many, recluster, with_large_groups
+from online.clustering import Floats, choose_k, move_many, recluster, sample_many, with_large_groups
 from online.displacement import centroid_displacements
 from online.group_record import group_records
 from online.grouped_product import UNGROUPED, GroupedProduct
@@ -29,6 +29,12 @@ from state.store import ChangeSet, ReadTransaction, Table
 
 _CLUSTERING = msgspec.msgpack.Decoder(ClusteringRecord)
 _GROUPS = msgspec.msgpack.Decoder(ProductGroups)
+
+KEPT_VERSIONS = 8
+"""Encoder versions that a product may be behind the newest."""
+
+YOUNG_SHARE = 0.25
+"""Share of a product's impressions so far after which it is regrouped at first: the model still learns fast then."""
 
 EncoderOf = Callable[[bytes], Encoder]
 """Makes an encoder of weights."""
@@ -167,26 +173,42 @@ class Grouping:
         distinct_ids = [product_ids[row] for row in first]
         self._admit(distinct_ids, numbers, now_ms)
         embedded = self._embed(numbers, distinct_ids, inverse, product_numbers, attributes)
-        order = np.argsort(inverse, kind="stable")
+        # By user within a product, so that the order of a batch's events changes nothing.
+        order = np.lexsort((user_keys, inverse))
         bounds = np.searchsorted(inverse[order], np.arange(len(numbers) + 1))
-        for position, number in enumerate(numbers):
-            rows = order[bounds[position] : bounds[position + 1]]
-            product_id = distinct_ids[position]
-            product = self._products[product_id]
-            observe_many(
+        products = [self._products[product_id] for product_id in distinct_ids]
+        labels = self._move_many(products, inverse[order], embedded[order])
+        for position, (number, product) in enumerate(zip(numbers.tolist(), products, strict=True)):
+            part = slice(bounds[position], bounds[position + 1])
+            rows = order[part]
+            sample_many(
                 product.clustering,
-                embedded[rows],
                 attributes[rows],
                 user_keys[rows],
+                labels[:, part],
                 reservoir_users=self._settings.reservoir_users,
                 reservoir_memory=self._settings.reservoir_memory,
-                centroid_memory=self._settings.centroid_memory,
-                rng=np.random.default_rng([self._seed, batch_number, int(number)]),
+                rng=np.random.default_rng([self._seed, batch_number, number]),
             )
             product.n_since_refresh += len(rows)
-            self._changed_clusterings[product_id] = None
+            self._changed_clusterings[distinct_ids[position]] = None
             group_ids[rows] = product.nearest_groups(embedded[rows])
         return group_ids
+
+    def _move_many(
+        self, products: list[GroupedProduct], owners: npt.NDArray[np.int64], embedded: Floats
+    ) -> npt.NDArray[np.uint8]:
+        """Move the centroids of products that have any; return the users' clusters before, (number of Ks, B)."""
+        labels = np.zeros((len(self._ks), len(owners)), np.uint8)
+        ready = np.array([product.clustering.ready for product in products])
+        if ready.any():
+            rows = ready[owners]
+            places = np.cumsum(ready) - 1  # of each product among those
+            clusterings = [product.clustering for product in products if product.clustering.ready]
+            labels[:, rows] = move_many(
+                clusterings, places[owners[rows]], embedded[rows], self._settings.centroid_memory
+            )
+        return labels
 
     def _embed(
         self,
@@ -254,19 +276,28 @@ class Grouping:
         taken, self._newly_borrowed = self._newly_borrowed, []
         return taken
 
-    def waiting(self) -> list[str]:
+    def waiting(self, relearnt: Collection[str] = ()) -> list[str]:
         """Return the resident products that are to be regrouped, those on the oldest encoder version first.
 
-        They are not on the newest version yet, or in no more need of borrowed groups. So every product has its turn,
-        also where versions come faster than all could move to each.
+        So every product has its turn, also where versions come faster than all could move to each. A product that is
+        not on the newest version waits until it has had enough impressions since its last move. Those that are
+        ``relearnt``, because their tastes have changed, do not, and nor do those whose version is about to be dropped,
+        or that have come to be in no more need of borrowed groups.
         """
         waiting = sorted(
             (product.groups.encoder_version, product_id)
             for product_id, product in self._products.items()
-            if (product.groups.encoder_version < self.version and product.clustering.n_users >= self._n_users_needed)
+            if self._is_to_move(product, relearnt=product_id in relearnt)
             or (product.groups.borrowed_from is not None and product.n_own_users >= self._n_users_needed)
         )
         return [product_id for _, product_id in waiting]
+
+    def _is_to_move(self, product: GroupedProduct, *, relearnt: bool) -> bool:
+        version, clustering = product.groups.encoder_version, product.clustering
+        if version == self.version or clustering.n_users < self._n_users_needed:
+            return False
+        n_before = min(self._settings.refresh_every_impressions, YOUNG_SHARE * clustering.n_seen)
+        return relearnt or version <= max(self.version - KEPT_VERSIONS, 0) or product.n_since_refresh >= n_before
 
     def refresh(self, product_id: str, product_number: int, now_ms: int) -> Lineage:
         """Move a product to the newest encoder version and regroup its users. Algorithm 1."""
@@ -284,6 +315,7 @@ class Grouping:
         k = choose_k(
             with_large_groups(silhouettes, clustering, settings.min_share),
             product.k if product.k > 1 else None,
+            settings.k_tolerance,
             settings.k_hysteresis,
         )
         labels = clustering.labels[k]

@@ -15,12 +15,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from online.averaging import WeightAverage
 from online.features import FeatureBank
 from online.forms import preference_model
 from online.gated import GatedModel
 from online.mismatch import WeightsMismatchError
 from online.model import FlatParameters, ImageSide, PreferenceModel, TitleSide, weight_decays
-from online.relevance import AttributeSearch
+from online.relevance import AttributeSearch, Finding
 from online.replay import Replay, pack_rows, unpack_rows
 from online.rows import Candidates, LabelledRows, Rows
 from online.settings import ModelSettings, UserSpace
@@ -29,9 +30,6 @@ from state.records import number_key, split_number_key
 from state.store import ChangeSet, ReadTransaction, Table
 
 Predictions = npt.NDArray[np.float32]
-
-AVERAGED_SHARE = 1 / 8
-"""Share of the steps so far over which the weights that are used are averaged, until that is ``ema_steps``."""
 
 STRESS = 2.0
 """How many times a row counts whose product's tastes have changed lately."""
@@ -44,7 +42,8 @@ class LearnerHead(msgspec.Struct, array_like=True):
     """The learner's small numbers.
 
     ``replay_floors`` maps a product whose tastes have changed to its first replay block that counts, and
-    ``stressed_until`` to the number of learnt rows up to which its own weigh more.
+    ``stressed_until`` to the number of learnt rows up to which its own weigh more. ``averaged_since`` are the steps
+    from which the weights of each attribute are averaged.
     """
 
     n_parameters: int
@@ -53,6 +52,7 @@ class LearnerHead(msgspec.Struct, array_like=True):
     n_rows_learnt: int
     replay_floors: dict[int, int]
     stressed_until: dict[int, int]
+    averaged_since: list[int]
 
 
 class Encoder:
@@ -76,6 +76,7 @@ class Encoder:
         if n_found != len(flat.vector):
             raise WeightsMismatchError(n_found, len(flat.vector))
         flat.vector.copy_(torch.from_numpy(np.frombuffer(weights, np.float32).copy()))
+        self._model.freeze()
         self._bank = bank
 
     def embed_many(self, products: npt.NDArray[np.int64], attributes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -132,7 +133,8 @@ class PreferenceLearner:
         self._replay = Replay(settings.replay_rows)
         self._search = AttributeSearch(cardinalities, bank)
         self._warm_up = ValueWarmUp(cardinalities)
-        self._head = LearnerHead(len(self._flat.vector), 0, 0, 0, {}, {})
+        self._averaging = WeightAverage(self._model.field_of_parameter(), len(self._shape[0]), settings.ema_steps)
+        self._head = LearnerHead(len(self._flat.vector), 0, 0, 0, {}, {}, self._averaging.since)
         self._new_blocks: list[tuple[int, bytes]] = []
         self._dropped_blocks: list[int] = []
 
@@ -176,15 +178,11 @@ class PreferenceLearner:
     ) -> Predictions:
         """Return the probability that users, (U, N), click each of a product's creatives, (U, C)."""
         n_users, model = len(attributes), self._average_model
-        p_click = np.zeros((n_users, len(creatives)), np.float32)
         with torch.inference_mode():
             users = Rows(np.full(n_users, product), np.full(n_users, creatives[0]), attributes)
-            titles, title_index, e_ut = self._users(model, users)
-            images = model.images(self._bank.images(creatives))
-            for column in range(len(creatives)):
-                logits = model(e_ut, titles, title_index, images, torch.full((n_users,), column))
-                p_click[:, column] = torch.sigmoid(logits).numpy()
-        return p_click
+            titles, _, e_ut = self._users(model, users)
+            logits = model.cross(e_ut, titles, model.images(self._bank.images(creatives)))
+            return np.asarray(torch.sigmoid(logits).numpy(), np.float32)
 
     def learn_many(self, labelled: LabelledRows) -> None:
         """Take as many steps as the rows need, each on new and replayed rows."""
@@ -217,7 +215,7 @@ class PreferenceLearner:
         Parameters
         ----------
         labelled
-            Rows that have not been learnt yet.
+            Rows that have not been learnt yet, and labels that are taken back.
         p_click, preference
             What `predict_with_preference` said of them, (B,).
         creatives_of, category_of
@@ -228,11 +226,22 @@ class PreferenceLearner:
             return
         p = np.clip(p_click.astype(np.float64), 1e-6, 1 - 1e-6)
         common = 1 / (1 + (1 - p) / p * np.exp(preference.astype(np.float64)))  # without any preference
-        for found in self._search.observe_many(labelled.rows, labelled.clicks - common, creatives_of, category_of):
-            fresh = self._fresh_model()
-            for model in gated:
-                likeness = torch.from_numpy(found.likeness.astype(np.float32))
-                model.heed(self._bank.titles(), self._chosen(found.products), found.field, likeness, fresh)
+        residuals = labelled.clicks - common
+        for found in self._search.observe_many(labelled, residuals, creatives_of, category_of):
+            self._heed(found, gated)
+
+    def _heed(self, found: Finding, gated: list[GatedModel]) -> None:
+        """Let products heed the attribute that was found to decide."""
+        restarted = {found.field} if self._heeded(found.products) != {found.field} else set()
+        fresh, likeness = self._fresh_model(), torch.from_numpy(found.likeness.astype(np.float32))
+        for model in gated:
+            model.heed(self._bank.titles(), self._chosen(found.products), found.field, likeness, fresh)
+        self._averaging.restart(restarted, self._head.n_steps)
+
+    def _heeded(self, products: Sequence[int]) -> set[int]:
+        """Return the attributes that products heed most; none where the form has no gates."""
+        gated = self._gated_models()
+        return set(gated[-1].heeded_fields(self._bank.titles(np.array(products))).tolist()) if gated else set()
 
     def _gated_models(self) -> list[GatedModel]:
         """Return the model and its average; none where the form has no gates that could be told anything."""
@@ -249,6 +258,11 @@ class PreferenceLearner:
             self._head.stressed_until[product] = self._head.n_rows_learnt + STRESSED_ROWS
         if self._gated_models():
             self._search.restart(products, category_of)
+        self._averaging.restart(self._heeded(products), self._head.n_steps)
+
+    def relearnt(self) -> list[int]:
+        """Return the products, by registration number, whose tastes have changed lately."""
+        return [product for product, until in self._head.stressed_until.items() if until > self._head.n_rows_learnt]
 
     def _chosen(self, products: Sequence[int]) -> Tensor:
         chosen = torch.zeros(len(self._bank.titles()), dtype=torch.bool)
@@ -300,10 +314,7 @@ class PreferenceLearner:
         self._flat.vector.addcmul_(self._flat.vector, self._decays, value=-self._settings.learning_rate)
         self._optimizer.step()
         self._head.n_steps += 1
-        # The average spans the last part of all steps: a fixed span would hold the first steps' weights for long.
-        span = min(self._settings.ema_steps, 1 + AVERAGED_SHARE * self._head.n_steps)
-        rate = 1 / span
-        self._average.vector.lerp_(self._flat.vector, rate)
+        self._averaging.add(self._average.vector, self._flat.vector, self._head.n_steps)
 
     def _stress(self, products: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         stress = np.ones(len(products), np.float32)
@@ -350,6 +361,7 @@ class PreferenceLearner:
         self._head = msgspec.msgpack.decode(head, type=LearnerHead)
         if self._head.n_parameters != len(self._flat.vector):
             raise WeightsMismatchError(self._head.n_parameters, len(self._flat.vector))
+        self._averaging.since = self._head.averaged_since
         self._flat.vector.copy_(_vector(txn, b"weights"))
         self._average.vector.copy_(_vector(txn, b"average"))
         if self._head.n_steps:

@@ -65,6 +65,9 @@ class PreferenceModel(nn.Module, ABC):
     USER_LAYERS: ClassVar[tuple[str, ...]] = ("fields", "user_linear", "user")
     """Layers that read the users' attributes."""
 
+    FIELD_READERS: ClassVar[tuple[str, ...]] = ("user_linear.weight", "user.0.weight")
+    """Weights whose columns each read one attribute's embedding."""
+
     field_starts: Tensor
 
     def __init__(
@@ -85,6 +88,25 @@ class PreferenceModel(nn.Module, ABC):
         self.head_image = nn.Linear(d, 1)
         self.head_user = nn.Linear(d, 1)
         nn.init.constant_(self.head_title.bias, PRIOR_LOGIT)
+
+    def freeze(self) -> None:
+        """Work out once what follows from the weights alone: they will not change any more."""
+
+    def field_of_parameter(self) -> Tensor:
+        """Return the attribute that each weight belongs to alone, (W,) int64; N, their number, for what is shared.
+
+        These are an attribute's embeddings and the columns of the layers that read them.
+        """
+        n_fields, d_field = len(self.cardinalities), self.fields.embedding_dim
+        found = []
+        for name, parameter in self.named_parameters():
+            owners = torch.full(parameter.shape, n_fields)
+            if name == "fields.weight":
+                owners[:] = torch.repeat_interleave(torch.arange(n_fields), torch.tensor(self.cardinalities))[:, None]
+            elif name in self.FIELD_READERS:
+                owners[:] = torch.arange(n_fields).repeat_interleave(d_field)
+            found.append(owners.reshape(-1))
+        return torch.cat(found)
 
     @abstractmethod
     def fit_features(self, titles: Tensor, images: Tensor) -> None:
@@ -117,6 +139,17 @@ class PreferenceModel(nn.Module, ABC):
         self, e_ut: Tensor, titles: TitleSide, title_index: Tensor, images: ImageSide, image_index: Tensor
     ) -> Tensor:
         """Return click logits, (B,): Eq. 3 and 4. ``image_index`` (B,) is each row's image among the distinct ones."""
+
+    def cross(self, e_ut: Tensor, titles: TitleSide, images: ImageSide) -> Tensor:
+        """Return the click logits of a product's users, (U, D), for each image, (U, C).
+
+        ``titles`` is that of the product alone.
+        """
+        n_users, title_index = len(e_ut), torch.zeros(len(e_ut), dtype=torch.int64)
+        columns = [
+            self(e_ut, titles, title_index, images, torch.full((n_users,), column)) for column in range(len(images[0]))
+        ]
+        return torch.stack(columns, dim=1)
 
     @abstractmethod
     def preferences(

@@ -272,7 +272,7 @@ class Pipeline:
             detected_at_ms=now_ms,
             encoder_version=groups.encoder_version,
             statistic=shift.statistic,
-            threshold=self._online.shift.threshold,
+            threshold=self._online.shift.threshold(shift.scope),
             n_impressions_since_change=shift.n_impressions,
             groups=[
                 ShiftedGroup(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from online.attributes import N_RESERVED, AttributeSchema
+from online.attributes import AttributeSchema
 from online.limits import N_TRAITS
 from state.records import ProfileTrait
 
 MIN_SHARE = 0.05
+MIN_STRENGTH = 2.0
+"""Standard errors by which a trait's share is above that of all of the product's users."""
 
 
 def group_profile(
@@ -29,19 +31,23 @@ def group_profile(
     """
     if not len(members):
         return []
+    cardinalities = np.array(schema.cardinalities)
+    starts = np.cumsum(cardinalities) - cardinalities
+    # The codes of all attributes are numbered through, so that one count tells all shares.
+    share, base = (
+        np.bincount((codes + starts).ravel(), minlength=int(cardinalities.sum())) / len(codes)
+        for codes in (members, everyone)
+    )
+    error = np.sqrt(base * (1 - base) / len(members))
+    strength = (share - base) / np.maximum(error, 1e-9)
     found: list[tuple[float, ProfileTrait]] = []
-    for position, name in enumerate(schema.names):
-        n_codes = schema.cardinalities[position]
-        share = np.bincount(members[:, position], minlength=n_codes) / len(members)
-        base = np.bincount(everyone[:, position], minlength=n_codes) / len(everyone)
-        error = np.sqrt(base * (1 - base) / len(members))
-        for code in range(N_RESERVED, n_codes):
-            word = schema.word(position, code)
-            if word is None or share[code] < MIN_SHARE or share[code] <= base[code]:
-                continue
-            strength = (share[code] - base[code]) / max(float(error[code]), 1e-9)
-            if strength > 2:
-                trait = ProfileTrait(name, word, float(share[code]), float(share[code] / base[code]))
-                found.append((float(strength), trait))
+    for number in np.flatnonzero((share >= MIN_SHARE) & (strength > MIN_STRENGTH)).tolist():
+        position = int(np.searchsorted(starts, number, side="right")) - 1
+        word = schema.word(position, number - int(starts[position]))
+        if word is not None:
+            trait = ProfileTrait(
+                schema.names[position], word, float(share[number]), float(share[number] / base[number])
+            )
+            found.append((float(strength[number]), trait))
     found.sort(key=lambda item: -item[0])
     return [trait for _, trait in found[:N_TRAITS]]

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from online.features import FeatureBank
-from online.rows import Candidates, Rows
+from online.rows import Candidates, LabelledRows, Rows
 from state.records import SEPARATOR
 from state.store import ChangeSet, ReadTransaction, Table
 
@@ -32,7 +32,7 @@ N_FITTED_CREATIVES = 8_192
 MIN_VALUE_CLICKS = 8.0
 """Expected clicks of an attribute's value below which the value is left out."""
 
-ASKED_CLICKS = (240, 340, 480, 680, 960, 1_360, 1_920, 2_700)
+ASKED_CLICKS = tuple(round(200 * 1.2**look) for look in range(15))
 """Clicks of a search at which its sums are looked at; after the last it ends."""
 
 MIN_RELEVANCE = 4.5
@@ -179,7 +179,7 @@ class AttributeSearch:
 
     def observe_many(
         self,
-        rows: Rows,
+        labelled: LabelledRows,
         residuals: Floats,
         creatives_of: Mapping[int, Ints],
         category_of: Mapping[int, str | None],
@@ -188,21 +188,21 @@ class AttributeSearch:
 
         Parameters
         ----------
-        rows, residuals
-            Labelled rows that have not been learnt yet, and click less its predicted probability without any
-            preference, (B,).
+        labelled, residuals
+            Rows that have not been learnt yet, or whose labels are taken back, and click less its predicted probability
+            without any preference, (B,).
         creatives_of, category_of
             The creatives and the category of each product, by registration number.
         """
         self._admit(category_of)
         self._fit(creatives_of)
-        scores = residuals[:, None] * self._values(rows, creatives_of)  # (B, Q)
+        scores = residuals[:, None] * self._values(labelled.rows, creatives_of)  # (B, Q)
         findings = []
-        products, index = np.unique(rows.products, return_inverse=True)
+        products, index = np.unique(labelled.rows.products, return_inverse=True)
         for key, positions in self._by_search(products).items():
             search = self._searches[key]
             chosen = np.isin(index, positions)
-            self._add(search, scores[chosen], rows.attributes[chosen], int((residuals[chosen] > 0).sum()))
+            self._add(search, scores[chosen], labelled.take(chosen))
             self._changed[key] = None
             if search.n_clicks >= ASKED_CLICKS[search.n_asked]:
                 findings += self._ask(search)
@@ -275,20 +275,22 @@ class AttributeSearch:
         projected = (self._bank.images(candidates.creatives).numpy() @ self._directions).astype(np.float64)  # (C, Q)
         return _own(projected, candidates.owners)[candidates.creative_index]
 
-    def _add(self, search: Sums, scores: Floats, attributes: npt.NDArray[np.uint8], n_clicks: int) -> None:
+    def _add(self, search: Sums, scores: Floats, labelled: LabelledRows) -> None:
         n_values, n_directions = sum(self._cardinalities), scores.shape[1]
         counts = _array(search.counts, n_values)
         by_value = _array(search.by_value, n_values * n_directions).reshape(n_values, n_directions)
-        codes = attributes.astype(np.int64) + self._starts  # (B, N)
-        counts += np.bincount(codes.ravel(), minlength=n_values)
+        weighted = labelled.weights[:, None] * scores  # (B, Q)
+        codes = labelled.rows.attributes.astype(np.int64) + self._starts  # (B, N)
+        n_fields = codes.shape[1]
+        counts += np.bincount(codes.ravel(), weights=np.repeat(labelled.weights, n_fields), minlength=n_values)
         for direction in range(n_directions):
-            weights = np.repeat(scores[:, direction], codes.shape[1])
+            weights = np.repeat(weighted[:, direction], n_fields)
             by_value[:, direction] += np.bincount(codes.ravel(), weights=weights, minlength=n_values)
         search.counts, search.by_value = counts.tobytes(), by_value.tobytes()
-        search.scores = (_array(search.scores, n_directions) + scores.sum(axis=0)).tobytes()
-        search.squares = (_array(search.squares, n_directions) + (scores**2).sum(axis=0)).tobytes()
-        search.n_rows += len(scores)
-        search.n_clicks += n_clicks
+        search.scores = (_array(search.scores, n_directions) + weighted.sum(axis=0)).tobytes()
+        search.squares = (_array(search.squares, n_directions) + (weighted * scores).sum(axis=0)).tobytes()
+        search.n_rows += round(float(labelled.weights.sum()))
+        search.n_clicks += round(float((labelled.weights * labelled.clicks).sum()))
 
     def _ask(self, search: Sums) -> list[Finding]:
         by_value = np.frombuffer(search.by_value).reshape(-1, self._directions.shape[1])
@@ -303,7 +305,9 @@ class AttributeSearch:
         # After a change an attribute is heeded that has been right for long: another one has to stand out twice.
         if search.suspected is None or (search.since_change and search.suspected != before):
             return []
-        values = slice(self._starts[search.suspected], self._starts[search.suspected] + self._cardinalities[search.suspected])
+        values = slice(
+            self._starts[search.suspected], self._starts[search.suspected] + self._cardinalities[search.suspected]
+        )
         placed = likeness(scores, squares, by_value[values], counts[values])
         return [Finding(list(search.products), search.suspected, placed)]
 

@@ -1,14 +1,14 @@
 """Shift detection: tastes that no longer are what was learnt.
 
 Each labelled impression is scored by a log-likelihood ratio: how much better the click (or its
-absence) is explained if the user's preference among the creatives were half of what was learnt, and
-opposite. That lies between the two things that happen, preferences that turn round and preferences
-that mean nothing any more, and loses little against either. While tastes stay, the scores drift
-down; when they change, up. Their one-sided cumulative sum (CUSUM) raises the alarm, and what was
-counted since it last stood at zero is the evidence of the change. If the model is right, false
-alarms are at least exp(threshold) impressions apart on average, whatever the scores' distribution;
-in truth some hundred times as many, which is measured and sets the threshold for the rate of
-false alarms that is accepted.
+absence) is explained if the user's preference among the creatives were a quarter of what was learnt,
+and opposite. That lies between the two things that happen, preferences that turn round and preferences
+that mean nothing any more, nearer to the second, which is the harder to see. While tastes stay, the
+scores drift down; when they change, up. Their one-sided cumulative sum (CUSUM) raises the alarm, and
+what was counted since it last stood at zero is the evidence of the change. If the model is right,
+false alarms are at least exp(threshold) impressions apart on average, whatever the scores'
+distribution; in truth some hundred times as many, which is measured and sets the threshold for the
+rate of false alarms that is accepted.
 
 Every product has such a sum, and every category has one over its products: tastes usually change
 for a kind of product, and together its products show it several times sooner.
@@ -36,17 +36,21 @@ Floats = npt.NDArray[np.float32]
 CellCounts = dict[tuple[int, str], tuple[int, int]]
 """Impressions and clicks by (group, creative)."""
 
-OPPOSITION = 1.5
+OPPOSITION = 1.25
 """How far the preference of the alternative lies from the learnt one, in units of it: 1 is none, 2 the reverse."""
 
 
 @dataclass(frozen=True)
 class Observed:
-    """One product's labelled impressions of a micro-batch: their scores (B,) and counts."""
+    """One product's labelled impressions of a micro-batch: their scores and weights, (B,), and counts.
+
+    A weight is 1 for a label that is given and -1 for one that is taken back.
+    """
 
     product_id: str
     category: str | None
     scores: npt.NDArray[np.float64]
+    weights: Floats
     cells: CellCounts
 
 
@@ -110,10 +114,10 @@ class Sum(msgspec.Struct, array_like=True):
     value: float = 0.0
     n_scores: int = 0
 
-    def add(self, scores: npt.NDArray[np.float64]) -> None:
-        """Add scores; the sum never falls below zero, where it starts anew."""
-        self.value = max(0.0, self.value + float(scores.sum()))
-        self.n_scores = self.n_scores + len(scores) if self.value > 0 else 0
+    def add(self, scores: npt.NDArray[np.float64], weights: Floats) -> None:
+        """Add weighted scores; the sum never falls below zero, where it starts anew."""
+        self.value = max(0.0, self.value + float((weights * scores).sum()))
+        self.n_scores = self.n_scores + int(weights.sum()) if self.value > 0 else 0
 
 
 class Detector(msgspec.Struct, array_like=True):
@@ -166,15 +170,16 @@ class ShiftDetection:
             if not self._observe(item):
                 continue
             detector = self._detectors[item.product_id]
-            if self._is_alarm(detector.sum):
+            if self._is_alarm(detector.sum, "product"):
                 shifts[item.product_id] = _shift(item.product_id, "product", detector.sum.value, detector)
             if item.category is not None:
                 by_category.setdefault(item.category, []).append(item)
         for category, items in by_category.items():
             total = self._categories.setdefault(category, Sum())
             self._changed_categories[category] = None
-            total.add(np.concatenate([item.scores for item in items]))
-            if self._is_alarm(total):
+            for_all = [np.concatenate(parts) for parts in zip(*((i.scores, i.weights) for i in items), strict=True)]
+            total.add(*for_all)
+            if self._is_alarm(total, "category"):
                 for product_id in self._supporting(category):
                     shift = _shift(product_id, "category", total.value, self._detectors[product_id])
                     shifts.setdefault(product_id, shift)
@@ -194,10 +199,10 @@ class ShiftDetection:
             detector = Detector(item.category, 0, Sum(), {}, 0)
             self._add(item.product_id, detector)
         self._changed[item.product_id] = None
-        detector.n_seen += len(item.scores)
+        detector.n_seen += int(item.weights.sum())
         if detector.n_seen <= max(self._settings.warm_up_impressions, detector.quiet_until):
             return False
-        detector.sum.add(item.scores)
+        detector.sum.add(item.scores, item.weights)
         if not detector.sum.n_scores:
             detector.evidence = {}
             return True
@@ -206,8 +211,8 @@ class ShiftDetection:
             detector.evidence[group_id][creative_id] = (seen[0] + n_impressions, seen[1] + n_clicks)
         return True
 
-    def _is_alarm(self, total: Sum) -> bool:
-        return total.value >= self._settings.threshold and total.n_scores >= self._settings.min_impressions
+    def _is_alarm(self, total: Sum, scope: ShiftScope) -> bool:
+        return total.value >= self._settings.threshold(scope) and total.n_scores >= self._settings.min_impressions
 
     def _supporting(self, category: str) -> list[str]:
         """Return the products of a category whose own impressions speak for a change too."""

@@ -224,13 +224,13 @@ def _interaction_freedom(n: CountsTable) -> int:
 
 def _fit_main_effects(n: CountsTable, x: CountsTable) -> CountsTable:
     """Fit the logistic model of group and creative effects by Newton steps; return its expected clicks."""
-    n_rows, n_columns = n.shape
-    rate = np.clip(x.sum() / n.sum(), 1e-9, 1.0 - 1e-9)
-    effects = np.zeros(n_rows + n_columns)
-    effects[:n_rows] = logit(rate)
+    n_rows = len(n)
+    # From the margins' own rates, which are between 0 and 1 in an informative table, a few steps are enough.
+    of_rows, of_columns = (logit(x.sum(axis=axis) / n.sum(axis=axis)) for axis in (1, 0))
+    effects = np.concatenate([of_rows, of_columns - logit(x.sum() / n.sum())])
     information = np.zeros((effects.size, effects.size))
     rows, columns = slice(0, n_rows), slice(n_rows, None)
-    expected = n * rate
+    expected = n * expit(effects[rows, None] + effects[None, columns])
     for _ in range(25):
         weight = np.maximum(expected * (1.0 - expected / np.maximum(n, 1e-300)), 1e-12 * n)
         residual = x - expected

@@ -14,7 +14,7 @@ import pytest
 
 from online.assignment import Assigner
 from online.borrowing import BORROWED_IMPRESSIONS, borrow, send_away, with_lent_users
-from online.clustering import Clustering, Floats, assign, observe_many, recluster
+from online.clustering import Clustering, Floats, assign, move_many, recluster, sample_many
 from online.core import OnlineCore
 from online.encoders import HashedImageEncoder, HashedTextEncoder, feature_dims
 from online.features import FeatureBank
@@ -208,7 +208,7 @@ def test_a_parked_borrower_returns_when_its_encoder_version_is_gone(
             part.park("new chair")
         grouping.adopt(town.core.learner.average_weights())
         for product_id in ("old chair", "old lamp"):
-            town.show(product_id, np.arange(60, 70))
+            town.show(product_id, np.arange(60, 120))
         commit()
         with store.read() as txn:
             town.core.bring_in(["new chair"], txn, town.n_batches, town.n_batches)
@@ -294,14 +294,13 @@ def test_lent_users_come_first_and_go_when_they_are_sent_away() -> None:
     assert (own.n_users, own.n_lent, own.n_seen, own.ready) == (30, 30, 0, True)
     assert (own.attributes == clustering.attributes[:30]).all()
     users = np.array([5, 5, 7], np.uint32)  # the first of them was lent too, and is the product's own all the same
-    observe_many(
+    sample_many(
         own,
-        points[users],
         clustering.attributes[users],
         users,
+        move_many([own], np.zeros(3, np.int64), points[users], 4_096),
         reservoir_users=64,
         reservoir_memory=8,
-        centroid_memory=4_096,
         rng=np.random.default_rng(0),
     )
     assert own.n_users == 32

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -17,9 +19,10 @@ from online.clustering import (
     group_feature,
     kmeans,
     kmeans_plus_plus,
-    mean_silhouette,
-    observe_many,
+    mean_silhouettes,
+    move_many,
     recluster,
+    sample_many,
     squared_distances,
 )
 
@@ -31,6 +34,10 @@ def blobs(n: int, k: int, dim: int, spread: float, seed: int) -> tuple[Floats, n
     centres = rng.normal(0, 3, (k, dim))
     truth = rng.integers(k, size=n)
     return np.asarray(centres[truth] + spread * rng.standard_normal((n, dim)), np.float32), truth
+
+
+def start_of(points: Floats, k: int, seed: int) -> Floats:
+    return points[kmeans_plus_plus(squared_distances(points, points), k, np.random.default_rng(seed))]
 
 
 def all_distances(points: Floats) -> Floats:
@@ -49,7 +56,7 @@ def test_squared_distances_are_those_of_the_definition() -> None:
 @pytest.mark.parametrize(("k", "spread", "seed"), [(2, 0.5, 0), (3, 1.0, 1), (5, 2.0, 2), (4, 4.0, 3)])
 def test_lloyd_gives_sklearns_clusters_from_the_same_start(k: int, spread: float, seed: int) -> None:
     points, _ = blobs(300, k, 8, spread, seed)
-    start = kmeans_plus_plus(points, k, np.random.default_rng(seed))
+    start = start_of(points, k, seed)
     centroids, labels, inertia = kmeans(points, start, n_iterations=200)
     theirs = KMeans(k, init=start, n_init=1, max_iter=200, tol=0, algorithm="lloyd").fit(points)
     assert inertia == pytest.approx(theirs.inertia_, rel=1e-4)
@@ -60,7 +67,7 @@ def test_lloyd_gives_sklearns_clusters_from_the_same_start(k: int, spread: float
 def test_a_few_iterations_from_far_starts_are_near_sklearns_best() -> None:
     points, truth = blobs(400, 4, 8, 1.0, 7)
     best = min(
-        (kmeans(points, kmeans_plus_plus(points, 4, np.random.default_rng(seed))) for seed in range(5)),
+        (kmeans(points, start_of(points, 4, seed)) for seed in range(5)),
         key=lambda found: found[2],
     )
     theirs = KMeans(4, n_init=10, random_state=0).fit(points)
@@ -78,11 +85,23 @@ def test_a_cluster_that_runs_empty_takes_a_point() -> None:
 def test_starting_centroids_are_different_points() -> None:
     points, _ = blobs(60, 3, 5, 0.2, 2)
     for seed in range(10):
-        chosen = kmeans_plus_plus(points, 3, np.random.default_rng(seed))
+        chosen = start_of(points, 3, seed)
         assert all((points == row).all(axis=1).any() for row in chosen)
         assert len(np.unique(chosen, axis=0)) == 3
     same = np.ones((10, 5), np.float32)
-    assert kmeans_plus_plus(same, 3, np.random.default_rng(0)).shape == (3, 5)
+    assert start_of(same, 3, 0).shape == (3, 5)
+
+
+def test_starting_centroids_are_drawn_by_their_squared_distance() -> None:
+    points = np.array([[0], [1], [3]], np.float32)
+    squares = squared_distances(points, points)
+    drawn = [kmeans_plus_plus(squares, 2, np.random.default_rng(seed)).tolist() for seed in range(6_000)]
+    counts = np.zeros((3, 3))
+    np.add.at(counts, tuple(np.array(drawn).T), 1)
+    assert chisquare(counts.sum(axis=1)).pvalue > 1e-3
+    expected = squares / squares.sum(axis=1, keepdims=True) * counts.sum(axis=1, keepdims=True)
+    assert (counts[squares == 0] == 0).all()
+    assert np.abs((counts - expected) / np.sqrt(np.maximum(expected, 1))).max() < 4
 
 
 @pytest.mark.parametrize(
@@ -91,16 +110,17 @@ def test_starting_centroids_are_different_points() -> None:
 def test_the_mean_silhouette_is_sklearns(n: int, k: int, spread: float, seed: int) -> None:
     points, truth = blobs(n, k, 6, spread, seed)
     expected = silhouette_score(points.astype(float), truth)
-    assert mean_silhouette(all_distances(points), truth) == pytest.approx(expected, abs=1e-3)
+    assert mean_silhouettes(all_distances(points), [truth]) == [pytest.approx(expected, abs=1e-3)]
 
 
 def test_silhouettes_of_odd_labels_are_sklearns() -> None:
     points, labels = blobs(40, 3, 6, 1.0, 4)
     labels[labels == 1] = 0  # an unused label between used ones
     labels[:1] = 4  # a point on its own counts as 0
-    expected = silhouette_score(points.astype(float), labels)
-    assert mean_silhouette(all_distances(points), labels) == pytest.approx(expected, abs=1e-3)
-    assert mean_silhouette(all_distances(points), np.zeros(40, np.int64)) == -1
+    others = np.arange(40) % 3
+    expected = [silhouette_score(points.astype(float), each) for each in (labels, others)]
+    found = mean_silhouettes(all_distances(points), [labels, np.zeros(40, np.int64), others])
+    assert found == [pytest.approx(expected[0], abs=1e-3), -1, pytest.approx(expected[1], abs=1e-3)]
 
 
 @pytest.mark.parametrize(
@@ -165,16 +185,99 @@ def new_clustering(ks: tuple[int, ...] = (2, 3), n_fields: int = 1) -> Clusterin
 
 
 def observe(clustering: Clustering, embedded: Floats, keys: npt.NDArray[np.uint32], seed: int, **more: float) -> None:
-    observe_many(
+    labels = np.zeros((len(clustering.ks), len(keys)), np.uint8)
+    if clustering.ready:
+        owners = np.zeros(len(keys), np.int64)
+        labels = move_many([clustering], owners, embedded, more.get("centroid_memory", 1e9))
+    sample_many(
         clustering,
-        embedded,
         np.asarray(keys % 251, np.uint8)[:, None],
         keys,
+        labels,
         reservoir_users=int(more.get("reservoir_users", 64)),
         reservoir_memory=more.get("reservoir_memory", 1e9),
-        centroid_memory=more.get("centroid_memory", 1e9),
         rng=np.random.default_rng(seed),
     )
+
+
+def clustered(ks: tuple[int, ...], dim: int, rng: np.random.Generator) -> Clustering:
+    clustering = new_clustering(ks)
+    for k in ks:
+        clustering.centroids[k] = rng.normal(0, 2, (k, dim)).astype(np.float32)
+        clustering.masses[k] = rng.uniform(1, 50, k).astype(np.float32)
+        clustering.labels[k] = np.zeros(0, np.uint8)
+    return clustering
+
+
+def test_centroids_of_several_products_move_as_each_would_by_the_definition() -> None:
+    rng, ks, memory = np.random.default_rng(3), (2, 3, 5), 40.0
+    clusterings = [clustered(ks, 6, rng) for _ in range(4)]
+    before = copy.deepcopy(clusterings)
+    owners = np.repeat(np.arange(4), (1, 30, 7, 12))
+    points = rng.normal(0, 2, (50, 6)).astype(np.float32)
+    labels = move_many(clusterings, owners, points, memory)
+    assert labels.dtype == np.uint8
+    for place, (old, new) in enumerate(zip(before, clusterings, strict=True)):
+        own = points[owners == place]
+        for row, k in enumerate(ks):
+            nearest = ((own[:, None] - old.centroids[k][None]) ** 2).sum(axis=2).argmin(axis=1)
+            assert (labels[row, owners == place] == nearest).all()
+            for cluster in range(k):
+                members = own[nearest == cluster].astype(float)
+                mass = old.masses[k][cluster] + len(members)
+                centroid = old.centroids[k][cluster].astype(float)
+                if len(members):
+                    centroid += len(members) / mass * (members.mean(axis=0) - centroid)
+                assert np.allclose(new.centroids[k][cluster], centroid, atol=1e-5)
+                assert new.masses[k][cluster] == pytest.approx(min(mass, memory), rel=1e-6)
+
+
+def sample_row_by_row(
+    clustering: Clustering,
+    keys: list[int],
+    labels: npt.NDArray[np.uint8],
+    draws: npt.NDArray[np.float64],
+    memory: float,
+) -> None:
+    """Take users into a reservoir of 64 one after the other: Algorithm R as it is written."""
+    for row, key in enumerate(keys):
+        clustering.n_seen += 1
+        slot = clustering.n_users
+        if slot == 64:
+            slot = int(draws[row] * min(clustering.n_seen, 64 * memory))
+        if slot >= 64 or key in clustering.user_keys.tolist():
+            continue
+        append = slot == clustering.n_users
+        clustering.user_keys = np.resize(clustering.user_keys, clustering.n_users + append)
+        clustering.user_keys[slot] = key
+        clustering.attributes = np.asarray(clustering.user_keys % 251, np.uint8)[:, None]
+        for place, k in enumerate(clustering.ks):
+            clustering.labels[k] = np.resize(clustering.labels[k], clustering.n_users)
+            clustering.labels[k][slot] = labels[place, row]
+
+
+@pytest.mark.parametrize(("n_users", "memory"), [(50, 1e9), (70, 2.0), (300, 1.0), (5_000, 4.0)])
+def test_a_batch_fills_the_reservoir_as_its_users_would_one_by_one(n_users: int, memory: float) -> None:
+    rng = np.random.default_rng(n_users)
+    by_batch, by_row = clustered((2, 3), 2, rng), clustered((2, 3), 2, rng)
+    for step in range(40):
+        keys = rng.integers(n_users, size=int(rng.integers(1, 40))).astype(np.uint32)
+        labels = rng.integers(2, size=(2, len(keys))).astype(np.uint8)
+        sample_many(
+            by_batch,
+            np.asarray(keys % 251, np.uint8)[:, None],
+            keys,
+            labels,
+            reservoir_users=64,
+            reservoir_memory=memory,
+            rng=np.random.default_rng(step),
+        )
+        draws = np.random.default_rng(step).random(len(keys))
+        sample_row_by_row(by_row, keys.tolist(), labels, draws, memory)
+        assert by_batch.n_seen == by_row.n_seen
+        assert (by_batch.user_keys == by_row.user_keys).all()
+        assert (by_batch.attributes == by_row.attributes).all()
+        assert all((by_batch.labels[k] == by_row.labels[k]).all() for k in (2, 3))
 
 
 def sample_of(n_users: int, memory: float, seed: int) -> npt.NDArray[np.uint32]:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from online.attributes import AttributeSchema
-from online.clustering import Clustering, observe_many, recluster
+from online.clustering import Clustering, move_many, recluster, sample_many
 from online.clustering_record import pack_clustering
 from online.displacement import centroid_displacements, read_centroid_displacements
 from online.group_record import group_records
@@ -68,14 +68,14 @@ def test_from_the_state_it_is_what_users_have_moved(tmp_path: Path, k: int) -> N
     clustering, groups, points = clustered(k)
     rng = np.random.default_rng(5)
     users = rng.integers(N_USERS, size=60)
-    observe_many(
+    labels = move_many([clustering], np.zeros(60, np.int64), points[users] + np.float32(1), 4_096)
+    sample_many(
         clustering,
-        points[users] + np.float32(1),
         clustering.attributes[users],
         users.astype(np.uint32),
+        labels,
         reservoir_users=N_USERS,
         reservoir_memory=8,
-        centroid_memory=4_096,
         rng=rng,
     )
     expected = centroid_displacements(groups, clustering.centroids[k])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from online.encoders import IMAGE_TOKENS, TITLE_TOKENS
+from online.forms import preference_model
 from online.gated import HEEDED_SHARE, GatedModel
 from online.model import weight_decays
-from online.settings import ModelSettings
+from online.settings import ModelForm, ModelSettings
 
 CARDINALITIES = (3, 4, 5, 2)
 DIM, N_PRODUCTS = 24, 12
@@ -94,3 +96,34 @@ def _starts(gated: GatedModel) -> tuple[list[str], list[int]]:
         starts.append(start)
         start += parameter.numel()
     return names, starts
+
+
+@pytest.mark.parametrize("n_users", [1, 3, 40])
+def test_users_are_the_same_whether_anything_is_learnt_of_them_or_not(n_users: int) -> None:
+    gated = model()
+    rng = torch.Generator().manual_seed(n_users)
+    attributes = torch.stack([torch.randint(n, (n_users,), generator=rng) for n in CARDINALITIES], dim=1)
+    title_index = torch.randint(N_PRODUCTS, (n_users,), generator=rng)
+    learnt = gated.users(attributes, gated.titles(titles()), title_index)
+    with torch.inference_mode():
+        looked_up = gated.users(attributes, gated.titles(titles()), title_index)
+        gated.freeze()
+        frozen = gated.users(attributes, gated.titles(titles()), title_index)
+    assert learnt.requires_grad
+    assert torch.allclose(learnt, looked_up, atol=1e-5)
+    assert (frozen == looked_up).all()
+
+
+@pytest.mark.parametrize("form", ["shipped", "paper"])
+def test_all_users_by_all_creatives_are_the_logits_of_each(form: ModelForm) -> None:
+    torch.manual_seed(0)
+    settings = SETTINGS.model_copy(update={"form": form})
+    made = preference_model(CARDINALITIES, TITLE_TOKENS * DIM, IMAGE_TOKENS * DIM, settings).eval()
+    with torch.inference_mode():
+        one_title = made.titles(torch.randn(1, TITLE_TOKENS * DIM))
+        images = made.images(torch.randn(4, IMAGE_TOKENS * DIM))
+        e_ut = made.users(torch.tensor([[0, 1, 2, 1], [2, 3, 4, 0], [1, 0, 0, 0]]), one_title, torch.zeros(3).long())
+        crossed = made.cross(e_ut, one_title, images)
+        users, creatives = torch.arange(3).repeat_interleave(4), torch.arange(4).repeat(3)
+        each = made(e_ut[users], one_title, torch.zeros(12).long(), images, creatives).reshape(3, 4)
+    assert torch.allclose(crossed, each, atol=1e-5)

@@ -173,7 +173,7 @@ def test_a_product_that_has_everything_stays_below_the_bound(tmp_path: Path) -> 
     for _ in range(300):
         counts.count_impressions(shown, 10**12)
     cells = {(record.group_id, record.creative_id): (10**6, 10**5) for record in shown}
-    detection.observe_many([Observed(PRODUCT, None, np.ones(4), cells)])
+    detection.observe_many([Observed(PRODUCT, None, np.ones(4), np.ones(4), cells)])
     log_relative = np.ones((settings.k_max, len(CREATIVES)), np.float32)
     expectations.put(PRODUCT, group_ids[: settings.k_max], list(range(10**9, 10**9 + len(CREATIVES))), log_relative)
     changes = ChangeSet()
@@ -200,19 +200,26 @@ def test_a_product_that_has_everything_stays_below_the_bound(tmp_path: Path) -> 
 
 
 def test_counts_of_groups_that_died_long_ago_go_on_together(
-    log: Any, online: OnlineSettings, pipeline_with: Callable[[OnlineSettings], Pipeline], tmp_path: Path
+    log: Any,
+    online: OnlineSettings,
+    pipeline_with: Callable[[OnlineSettings], Pipeline],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("online.core.DEAD_GROUPS_KEPT", 1)
     # No group survives a regrouping, and few are taken over whole.
     groups = online.groups.model_copy(
         update={
             "survive_overlap": 1.0,
             "k_hysteresis": 0.0,
             "adopt_every_impressions": 60,
+            "refresh_every_impressions": 1,
+            "k_tolerance": 0.0,
             "refresh_products_per_batch": 3,
         }
     )
     pipeline = pipeline_with(online.model_copy(update={"groups": groups}))
-    n_most = 1 + groups.k_max + DEAD_GROUPS_KEPT
+    n_most = 1 + groups.k_max + 1
     with Store(tmp_path, map_size_mib=64, sync=False) as store:
         for start in range(0, len(log.messages), 100):
             with store.read() as txn:
