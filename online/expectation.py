@@ -36,7 +36,7 @@ About 10,000 impressions at first, at a CTR of 5%.
 """
 
 CAUTION = 1.0
-"""Standard errors of the slope of all categories that are taken off it: at first it is positive by chance half the time."""
+"""Standard errors that are taken off the slope of all categories: at first it is above 0 by chance half of the time."""
 
 DISTRUST = 10 * PRIOR_INFORMATION
 """Information against the model with which a category starts anew when its tastes have changed."""

@@ -128,8 +128,8 @@ def relevance(
 def likeness(scores: Floats, squares: Floats, by_value: Floats, counts: Floats) -> Floats:
     """Return the values of one attribute as they have been clicked, (V, R): those that prefer the same images together.
 
-    They are the mean scores of each value, shrunk as far as it has few rows, along the R directions in which values
-    differ by more than chance; one direction at least.
+    They are the mean scores of each value, shrunk as far as it has few rows, along the `MAX_AXES` directions in which
+    values differ most, each shrunk as far as chance explains it.
 
     Parameters
     ----------
@@ -144,12 +144,16 @@ def likeness(scores: Floats, squares: Floats, by_value: Floats, counts: Floats) 
     # In units of the standard error, so that a value that nobody has lies in the middle.
     excess = (by_value - counts[:, None] * means) / (np.sqrt(np.maximum(counts, 1.0))[:, None] * deviations)  # (V, Q)
     left, sizes, _ = np.linalg.svd(excess, full_matrices=False)
+    left, sizes = left[:, :MAX_AXES], sizes[:MAX_AXES]
     by_chance = np.sqrt(max((counts > 0).sum() - 1, 1)) + np.sqrt(len(scores))
-    n_axes = max(1, int((sizes > by_chance).sum()))
+    shrunk = sizes**3 / (sizes**2 + by_chance**2)
+    # Back to means by row, each value shrunk towards the middle as far as it has few.
     share = np.sqrt(counts / n_rows)[:, None]
-    # Back to means by row: a signal of the mean size of those kept, each value shrunk towards the middle.
-    noise = 1.0 / np.maximum(sizes[:n_axes].max() ** 2, 1e-30)
-    return np.asarray(left[:, :n_axes] * sizes[:n_axes] * share / (share**2 + noise))
+    return np.asarray(left * shrunk * share / (share**2 + 1.0 / np.maximum(sizes.max() ** 2, 1e-30)))
+
+
+MAX_AXES = 3
+"""Directions in which the values of an attribute are told apart at first."""
 
 
 class AttributeSearch:
