@@ -28,13 +28,15 @@ class Clustering:
 
     ``centroids[K]`` is (K, D), ``masses[K]`` (K,) the impressions that each centroid remembers,
     ``labels[K]`` (n,) the reservoir's clusters. ``attributes`` (n, A) and ``user_keys`` (n,) are
-    the reservoir: a sample of the product's users, ``n_seen`` of how many impressions.
+    the reservoir: a sample of the product's users, ``n_seen`` of how many impressions. The first
+    ``n_lent`` of them are users of another product, whose clusters it has borrowed (`online.borrowing`).
     """
 
     ks: tuple[int, ...]
     attributes: npt.NDArray[np.uint8]
     user_keys: npt.NDArray[np.uint32]
     n_seen: int = 0
+    n_lent: int = 0
     centroids: dict[int, Floats] = field(default_factory=dict)
     masses: dict[int, Floats] = field(default_factory=dict)
     labels: dict[int, npt.NDArray[np.uint8]] = field(default_factory=dict)
@@ -158,6 +160,14 @@ def _mean_silhouette(sums: Floats, labels: Ints) -> float:
     nearest = other.min(axis=0)
     score = np.where(own_counts > 1, (nearest - own) / np.maximum(np.maximum(nearest, own), 1e-12), 0)
     return float(score.mean())
+
+
+def with_large_groups(silhouettes: dict[int, float], clustering: Clustering, min_share: float) -> dict[int, float]:
+    """Return the silhouettes of those K whose smallest cluster is large enough; the smallest K where none is."""
+    smallest = {k: np.bincount(clustering.labels[k], minlength=k).min() / clustering.n_users for k in silhouettes}
+    kept = {k: value for k, value in silhouettes.items() if smallest[k] >= min_share}
+    first = min(silhouettes)
+    return kept or {first: silhouettes[first]}
 
 
 def choose_k(silhouettes: dict[int, float], current: int | None, tolerance: float, hysteresis: float) -> int:

@@ -24,6 +24,7 @@ def pack_clustering(
         clustering.user_keys.tobytes(),
         b"".join(clustering.labels[each].tobytes() for each in ks),
         n_since_refresh,
+        clustering.n_lent,
     )
 
 
@@ -35,6 +36,7 @@ def unpack_clustering(record: ClusteringRecord, ks: tuple[int, ...], n_fields: i
         np.frombuffer(record.reservoir, np.uint8).reshape(-1, n_fields).copy(),
         user_keys,
         record.n_seen,
+        record.n_lent,
     )
     if record.centroids:
         centroids = np.frombuffer(record.centroids, np.float32).reshape(-1, d_model)

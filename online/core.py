@@ -19,10 +19,12 @@ from online.counts import Counts
 from online.encoders import feature_dims
 from online.expectation import Expectations, expected_log_relative
 from online.features import FeatureBank
-from online.grouping import UNGROUPED, Grouping
+from online.grouped_product import UNGROUPED
+from online.grouping import Grouping
 from online.learner import Encoder, PreferenceLearner
 from online.limits import DEAD_GROUPS_KEPT
 from online.metrics import PrequentialMetrics
+from online.neighbours import ProductNeighbours
 from online.registry import Registry
 from online.residency import Residency
 from online.rows import LabelledRows, Rows
@@ -91,6 +93,7 @@ class OnlineCore:
             self.schema,
             settings.model.d_model,
             lambda weights: Encoder(self.learner.new_model(), weights, bank, settings.groups.space),
+            ProductNeighbours(registry, bank, settings.model.form).nearest,
             settings.seed,
         )
         self.counts = Counts(settings.counts.half_life_s * 1000)
@@ -258,6 +261,8 @@ class OnlineCore:
         # One version a batch: after a long batch the missed ones would be the same weights.
         if due > self.grouping.version:
             self.grouping.adopt(self.learner.average_weights())
+        for product_id in self.grouping.take_borrowed():
+            self._expect(product_id)
         relearnt = {self._registry.product_ids[number] for number in self.learner.relearnt()}
         for product_id in self.grouping.waiting(relearnt)[: settings.refresh_products_per_batch]:
             self._refresh(product_id, now_ms)

@@ -97,7 +97,12 @@ class ShrunkCtr:
 
 
 def shrink(
-    n_impressions: ArrayLike, n_clicks: ArrayLike, *, relative: ArrayLike | None = None, level: float = 0.95
+    n_impressions: ArrayLike,
+    n_clicks: ArrayLike,
+    *,
+    relative: ArrayLike | None = None,
+    given_product: bool = False,
+    level: float = 0.95,
 ) -> ShrunkCtr:
     """Shrink a product's CTRs: product to creative, creative to (group, creative), by empirical Bayes.
 
@@ -121,6 +126,9 @@ def shrink(
         CTRs relative to their creative's that were expected beforehand, ``(G, C)``: a cell is shrunk towards its
         creative's CTR times this. How strongly is again for the counts to say: an expectation that misleads makes the
         cells scatter, and counts little. Ratios beyond ``MAX_RELATIVE`` either way are taken as that.
+    given_product
+        Take the product's CTR for known. Posteriors and intervals then tell how sure the differences between its
+        creatives are, by which one is chosen: how well the product does as a whole is common to them all.
     level
         Probability that the intervals hold.
 
@@ -148,7 +156,7 @@ def shrink(
     weight_up = 1.0 / (1.0 + creative_n * creative_pull)
     product_n = float((creative_n * weight_up).sum()) + sum(PRODUCT_PRIOR)
     product_ctr = (float((creative_x * weight_up).sum()) + PRODUCT_PRIOR[0]) / product_n
-    product_variance = product_ctr * (1.0 - product_ctr) / (product_n + 1.0)
+    product_variance = 0.0 if given_product else product_ctr * (1.0 - product_ctr) / (product_n + 1.0)
 
     creative_ctr, creative_variance = _posterior(creative_n, creative_x, creative_pull, product_ctr, product_variance)
     ctr, variance = _posterior(n, x, cell_pull, creative_ctr, creative_variance)  # (G, C)

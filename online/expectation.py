@@ -118,7 +118,7 @@ def relative_ctrs(
 def group_ctrs(
     for_all: ShrunkCtr, n_impressions: Floats, n_clicks: Floats, relative: Floats, *, distinct: bool
 ) -> ShrunkCtr:
-    """Return the CTRs of groups, by which a creative is chosen for each.
+    """Return the CTRs of groups, by which a creative is chosen for each; how sure they are, given the product's CTR.
 
     Where the groups have been shown to differ their own counts decide, shrunk towards what is expected of them.
     Elsewhere a group's counts would be noise; it has all users' CTRs, and of the model's what has proved right.
@@ -126,13 +126,15 @@ def group_ctrs(
     Parameters
     ----------
     for_all
-        All users' CTRs, (1, C).
+        All users' CTRs, (1, C), given the product's.
     n_impressions, n_clicks, relative
         The groups' counts, and what `relative_ctrs` expects, (G, C).
     distinct
         Whether the groups have been shown to differ.
     """
-    return shrink(n_impressions, n_clicks, relative=relative) if distinct else scale(for_all, relative)
+    if distinct:
+        return shrink(n_impressions, n_clicks, relative=relative, given_product=True)
+    return scale(for_all, relative)
 
 
 def read_relative_ctrs(

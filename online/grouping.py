@@ -7,44 +7,25 @@ takes long. A product on an old version goes on with that version's weights unti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from online.attributes import AttributeSchema
-from online.clustering import (
-    Clustering,
-    Floats,
-    assign,
-    choose_k,
-    group_feature,
-    move_many,
-    recluster,
-    sample_many,
-)
-from online.clustering_record import pack_clustering, unpack_clustering
+from online.borrowing import LENT_USERS, send_away
+from online.clustering import Floats, choose_k, move_many, recluster, sample_many, with_large_groups
+from online.displacement import centroid_displacements
+from online.group_record import group_records
+from online.grouped_product import UNGROUPED, GroupedProduct
 from online.learner import Encoder
 from online.limits import LINEAGE_KEPT
-from online.lineage import Lineage, match_groups
+from online.lineage import Lineage, lineage_records, match_groups
 from online.mismatch import check_space
-from online.profile import group_profile
 from online.settings import GroupSettings
-from state.records import (
-    SPACE_KEY,
-    ClusteringRecord,
-    GroupRecord,
-    LineageRecord,
-    ProductGroups,
-    encode_record,
-    number_key,
-)
+from state.records import SPACE_KEY, ClusteringRecord, ProductGroups, encode_record, number_key
 from state.store import ChangeSet, ReadTransaction, Table
-
-UNGROUPED = 0
-"""Id of the group of all users from before the first grouping."""
 
 _CLUSTERING = msgspec.msgpack.Decoder(ClusteringRecord)
 _GROUPS = msgspec.msgpack.Decoder(ProductGroups)
@@ -58,19 +39,8 @@ YOUNG_SHARE = 0.25
 EncoderOf = Callable[[bytes], Encoder]
 """Makes an encoder of weights."""
 
-
-@dataclass
-class _Product:
-    clustering: Clustering
-    groups: ProductGroups
-    k: int
-    group_ids: list[int]
-    n_since_refresh: int = 0
-
-    def nearest_groups(self, embedded: Floats) -> npt.NDArray[np.int64]:
-        if self.k == 1:
-            return np.full(len(embedded), self.group_ids[0], np.int64)
-        return np.asarray(self.group_ids)[assign(embedded, self.clustering.centroids[self.k])]
+NearestOf = Callable[[Sequence[str], Sequence[str]], list[str | None]]
+"""Finds, for each of some products, the nearest of others; see `online.neighbours.ProductNeighbours`."""
 
 
 class Grouping:
@@ -86,24 +56,36 @@ class Grouping:
         Width of the user embeddings.
     encoder_of
         Makes an encoder of weights.
+    nearest_of
+        Finds the product whose groups a new one borrows.
     seed
         Seed of the reservoirs and of k-means.
     """
 
     def __init__(
-        self, settings: GroupSettings, schema: AttributeSchema, d_model: int, encoder_of: EncoderOf, seed: int
+        self,
+        settings: GroupSettings,
+        schema: AttributeSchema,
+        d_model: int,
+        encoder_of: EncoderOf,
+        nearest_of: NearestOf,
+        seed: int,
     ) -> None:
         self._settings = settings
         self._schema = schema
         self._d_model = d_model
         self._encoder_of = encoder_of
+        self._nearest_of = nearest_of
         self._seed = seed
         self._ks = tuple(range(settings.k_min, settings.k_max + 1))
-        self._products: dict[str, _Product] = {}
+        self._n_users_needed = MIN_USERS_PER_GROUP * settings.k_max
+        self._n_users_lent = min(LENT_USERS, settings.reservoir_users - self._n_users_needed)
+        self._products: dict[str, GroupedProduct] = {}
         self._encoders: dict[int, Encoder] = {}
         self._new_weights: dict[int, bytes] = {}
         self._changed_groups: dict[str, None] = {}
         self._changed_clusterings: dict[str, None] = {}
+        self._newly_borrowed: list[str] = []
         self.version = 0
 
     def restore(self, txn: ReadTransaction) -> None:
@@ -125,13 +107,8 @@ class Grouping:
         value, groups = txn.get(Table.CLUSTERINGS, product_id.encode()), txn.get(Table.GROUPS, product_id.encode())
         if value is None or groups is None:
             return
-        record = _CLUSTERING.decode(value)
-        self._products[product_id] = _Product(
-            unpack_clustering(record, self._ks, len(self._schema.names), self._d_model),
-            _GROUPS.decode(groups),
-            record.k,
-            record.group_ids,
-            record.n_since_refresh,
+        self._products[product_id] = GroupedProduct.of_records(
+            _CLUSTERING.decode(value), _GROUPS.decode(groups), self._ks, len(self._schema.names), self._d_model
         )
 
     def park(self, product_id: str) -> None:
@@ -150,6 +127,11 @@ class Grouping:
         """Return a product's groups as of its last regrouping."""
         product = self._products.get(product_id)
         return None if product is None else product.groups
+
+    def displacements(self, product_id: str) -> list[float | None]:
+        """Return how far the centroid of each of a product's groups has moved since the regrouping, in radii, (G,)."""
+        product = self._products[product_id]
+        return centroid_displacements(product.groups, product.clustering.centroids.get(product.k))
 
     def current_group(self, product_id: str, group_id: int) -> int:
         """Return the group that has taken over a group's counts; itself where none has."""
@@ -188,11 +170,13 @@ class Grouping:
         """
         group_ids = np.zeros(len(product_ids), np.int64)
         numbers, first, inverse = np.unique(product_numbers, return_index=True, return_inverse=True)
-        embedded = self._embed(numbers, [product_ids[row] for row in first], inverse, product_numbers, attributes)
+        distinct_ids = [product_ids[row] for row in first]
+        self._admit(distinct_ids, numbers, now_ms)
+        embedded = self._embed(numbers, distinct_ids, inverse, product_numbers, attributes)
         # By user within a product, so that the order of a batch's events changes nothing.
         order = np.lexsort((user_keys, inverse))
         bounds = np.searchsorted(inverse[order], np.arange(len(numbers) + 1))
-        products = [self._product(product_ids[row], now_ms) for row in first]
+        products = [self._products[product_id] for product_id in distinct_ids]
         labels = self._move_many(products, inverse[order], embedded[order])
         for position, (number, product) in enumerate(zip(numbers.tolist(), products, strict=True)):
             part = slice(bounds[position], bounds[position + 1])
@@ -207,12 +191,12 @@ class Grouping:
                 rng=np.random.default_rng([self._seed, batch_number, number]),
             )
             product.n_since_refresh += len(rows)
-            self._changed_clusterings[product_ids[first[position]]] = None
+            self._changed_clusterings[distinct_ids[position]] = None
             group_ids[rows] = product.nearest_groups(embedded[rows])
         return group_ids
 
     def _move_many(
-        self, products: list[_Product], owners: npt.NDArray[np.int64], embedded: Floats
+        self, products: list[GroupedProduct], owners: npt.NDArray[np.int64], embedded: Floats
     ) -> npt.NDArray[np.uint8]:
         """Move the centroids of products that have any; return the users' clusters before, (number of Ks, B)."""
         labels = np.zeros((len(self._ks), len(owners)), np.uint8)
@@ -261,50 +245,75 @@ class Grouping:
         product = self._products.get(product_id)
         return 0 if product is None else product.groups.encoder_version
 
-    def _product(self, product_id: str, now_ms: int) -> _Product:
-        product = self._products.get(product_id)
-        if product is None:
-            n_fields = len(self._schema.names)
-            empty = Clustering(self._ks, np.zeros((0, n_fields), np.uint8), np.zeros(0, np.uint32))
-            groups = ProductGroups(product_id, 0, [], 1, {}, None, False, now_ms, [], {})
-            product = self._products[product_id] = _Product(empty, groups, 1, [UNGROUPED])
+    def _admit(self, product_ids: list[str], numbers: npt.NDArray[np.int64], now_ms: int) -> None:
+        """Start the grouping of products that come for the first time, on a near neighbour's groups if one has any."""
+        number_of = dict(zip(product_ids, numbers.tolist(), strict=True))
+        new = [product_id for product_id in product_ids if product_id not in self._products]
+        if not new:
+            return
+        lenders: list[str] = []
+        # With the lent users alone a product can be regrouped, as it is when its encoder version went while it was
+        # parked. A reservoir without room for so many, beside as many of its own, borrows nothing.
+        if self._n_users_lent >= self._n_users_needed:
+            lenders = [product_id for product_id, product in self._products.items() if product.own_groups]
+        for product_id, lender in zip(new, self._nearest_of(new, lenders), strict=True):
+            if lender is None:
+                self._products[product_id] = GroupedProduct.new(product_id, self._ks, len(self._schema.names), now_ms)
+            else:
+                neighbour = self._products[lender]
+                self._products[product_id] = self._borrow(product_id, number_of[product_id], neighbour, now_ms)
+                self._newly_borrowed.append(product_id)
             self._changed_groups[product_id] = None
-        return product
+
+    def _borrow(self, product_id: str, number: int, lender: GroupedProduct, now_ms: int) -> GroupedProduct:
+        numbers = np.full(lender.clustering.n_users, number, np.int64)
+        encoder = self._encoders[lender.groups.encoder_version]
+        embedded = encoder.embed_many(numbers, lender.clustering.attributes)
+        return GroupedProduct.borrowed(product_id, lender, embedded, self._n_users_lent, now_ms, self._schema)
+
+    def take_borrowed(self) -> list[str]:
+        """Return the products that have borrowed groups since the last call."""
+        taken, self._newly_borrowed = self._newly_borrowed, []
+        return taken
 
     def waiting(self, relearnt: Collection[str] = ()) -> list[str]:
-        """Return the resident products that are to move to the newest encoder version, those on the oldest first.
+        """Return the resident products that are to be regrouped, those on the oldest encoder version first.
 
-        So every product has its turn, also where versions come faster than all could move to each. A product waits
-        until it has had enough impressions since its last move. Those that are ``relearnt``, because their tastes have
-        changed, do not, and nor do those whose version is about to be dropped.
+        So every product has its turn, also where versions come faster than all could move to each. A product that is
+        not on the newest version waits until it has had enough impressions since its last move. Those that are
+        ``relearnt``, because their tastes have changed, do not, and nor do those whose version is about to be dropped,
+        or that have come to be in no more need of borrowed groups.
         """
         waiting = sorted(
             (product.groups.encoder_version, product_id)
             for product_id, product in self._products.items()
-            if product.groups.encoder_version < self.version
-            and product.clustering.n_users >= MIN_USERS_PER_GROUP * self._settings.k_max
-            and (
-                product.groups.encoder_version <= max(self.version - KEPT_VERSIONS, 0)
-                or product.n_since_refresh >= self._n_before_refresh(product)
-                or product_id in relearnt
-            )
+            if self._is_to_move(product, relearnt=product_id in relearnt)
+            or (product.groups.borrowed_from is not None and product.n_own_users >= self._n_users_needed)
         )
         return [product_id for _, product_id in waiting]
 
-    def _n_before_refresh(self, product: _Product) -> float:
-        return min(self._settings.refresh_every_impressions, YOUNG_SHARE * product.clustering.n_seen)
+    def _is_to_move(self, product: GroupedProduct, *, relearnt: bool) -> bool:
+        version, clustering = product.groups.encoder_version, product.clustering
+        if version == self.version or clustering.n_users < self._n_users_needed:
+            return False
+        n_before = min(self._settings.refresh_every_impressions, YOUNG_SHARE * clustering.n_seen)
+        return relearnt or version <= max(self.version - KEPT_VERSIONS, 0) or product.n_since_refresh >= n_before
 
     def refresh(self, product_id: str, product_number: int, now_ms: int) -> Lineage:
         """Move a product to the newest encoder version and regroup its users. Algorithm 1."""
         product = self._products[product_id]
         clustering, settings = product.clustering, self._settings
+        lender = product.groups.borrowed_from
+        if lender is not None and product.n_own_users >= self._n_users_needed:
+            lender = None
+            send_away(clustering)
         old_labels = clustering.labels.get(product.k)
         numbers = np.full(clustering.n_users, product_number, np.int64)
         embedded = self._encoders[self.version].embed_many(numbers, clustering.attributes)
         rng = np.random.default_rng([self._seed, self.version, product_number])
         silhouettes = recluster(clustering, embedded, rng)
         k = choose_k(
-            _with_large_groups(silhouettes, clustering, settings.min_share),
+            with_large_groups(silhouettes, clustering, settings.min_share),
             product.k if product.k > 1 else None,
             settings.k_tolerance,
             settings.k_hysteresis,
@@ -318,22 +327,19 @@ class Grouping:
                 old_labels, product.group_ids, labels, k, product.groups.next_group_id, settings.survive_overlap
             )
         born_at = {group.group_id: group.born_at_ms for group in product.groups.groups}
-        groups = [
-            self._group(embedded, clustering, k, cluster, group_id, born_at.get(group_id, now_ms))
-            for cluster, group_id in enumerate(lineage.group_ids)
-        ]
         product.k, product.group_ids, product.n_since_refresh = k, lineage.group_ids, 0
         product.groups = ProductGroups(
             product_id,
             self.version,
-            groups,
+            group_records(embedded, clustering, lineage.group_ids, born_at, now_ms, self._schema),
             product.groups.next_group_id + len(lineage.born),
             silhouettes,
             None if lineage.born else product.groups.p_value,
             product.groups.distinct and not lineage.born,
             now_ms,
-            (product.groups.lineage + _lineage_records(lineage, now_ms))[-LINEAGE_KEPT:],
+            (product.groups.lineage + lineage_records(lineage, now_ms))[-LINEAGE_KEPT:],
             {**product.groups.successors, **lineage.merged},
+            lender,
         )
         self._changed_groups[product_id] = None
         self._changed_clusterings[product_id] = None
@@ -345,19 +351,6 @@ class Grouping:
         successors = {**product.groups.successors, group_id: UNGROUPED}
         product.groups = msgspec.structs.replace(product.groups, successors=successors)
         self._changed_groups[product_id] = None
-
-    def _group(
-        self, embedded: Floats, clustering: Clustering, k: int, cluster: int, group_id: int, born_at_ms: int
-    ) -> GroupRecord:
-        members = clustering.labels[k] == cluster
-        return GroupRecord(
-            group_id,
-            float(members.mean()),
-            int(members.sum()),
-            group_feature(embedded[members], clustering.centroids[k][cluster]).tobytes(),
-            group_profile(clustering.attributes[members], clustering.attributes, self._schema),
-            born_at_ms,
-        )
 
     def sample(self, product_id: str, n_users: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
         """Return some users of a product, (U, N), and the places of their groups among the product's, (U,)."""
@@ -384,14 +377,7 @@ class Grouping:
         for product_id in self._changed_groups:
             changes.put(Table.GROUPS, product_id.encode(), encode_record(self._products[product_id].groups))
         for product_id in self._changed_clusterings:
-            product = self._products[product_id]
-            record = pack_clustering(
-                product.clustering,
-                product.groups.encoder_version,
-                product.k,
-                product.group_ids,
-                product.n_since_refresh,
-            )
+            record = self._products[product_id].clustering_record()
             changes.put(Table.CLUSTERINGS, product_id.encode(), encode_record(record))
         for version, weights in self._new_weights.items():
             changes.put(Table.ENCODERS, b"v" + number_key(version), weights)
@@ -407,19 +393,3 @@ class Grouping:
 
 MIN_USERS_PER_GROUP = 16
 """Reservoir users for each of K_max groups before a product is grouped at all."""
-
-
-def _with_large_groups(silhouettes: dict[int, float], clustering: Clustering, min_share: float) -> dict[int, float]:
-    """Return the silhouettes of those K whose smallest cluster is large enough; the smallest K where none is."""
-    smallest = {k: np.bincount(clustering.labels[k], minlength=k).min() / clustering.n_users for k in silhouettes}
-    kept = {k: value for k, value in silhouettes.items() if smallest[k] >= min_share}
-    first = min(silhouettes)
-    return kept or {first: silhouettes[first]}
-
-
-def _lineage_records(lineage: Lineage, now_ms: int) -> list[LineageRecord]:
-    return [
-        *(LineageRecord(now_ms, "birth", group_id, None) for group_id in lineage.born),
-        *(LineageRecord(now_ms, "merge", old, heir) for old, heir in lineage.merged.items()),
-        *(LineageRecord(now_ms, "death", group_id, None) for group_id in lineage.died),
-    ]

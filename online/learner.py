@@ -25,6 +25,7 @@ from online.relevance import AttributeSearch, Finding
 from online.replay import Replay, pack_rows, unpack_rows
 from online.rows import Candidates, LabelledRows, Rows
 from online.settings import ModelSettings, UserSpace
+from online.warm_up import ValueWarmUp
 from state.records import number_key, split_number_key
 from state.store import ChangeSet, ReadTransaction, Table
 
@@ -131,6 +132,7 @@ class PreferenceLearner:
         self._optimizer = torch.optim.Adam([self._parameter], lr=settings.learning_rate, fused=True)
         self._replay = Replay(settings.replay_rows)
         self._search = AttributeSearch(cardinalities, bank)
+        self._warm_up = ValueWarmUp(cardinalities)
         self._averaging = WeightAverage(self._model.field_of_parameter(), len(self._shape[0]), settings.ema_steps)
         self._head = LearnerHead(len(self._flat.vector), 0, 0, 0, {}, {}, self._averaging.since)
         self._new_blocks: list[tuple[int, bytes]] = []
@@ -196,6 +198,8 @@ class PreferenceLearner:
             old = self._replay.sample(round(len(new) * self._settings.replay_ratio), self._head.replay_floors, rng)
             self._step(LabelledRows.concatenate([new, old]) if len(old) else new)
         self._remember(labelled)
+        self._warm_up.observe_many(labelled)
+        self._warm_up.fill(self._model, self._average_model)
         self._head.n_rows_learnt += len(labelled)
 
     def search(
@@ -334,6 +338,7 @@ class PreferenceLearner:
     def write(self, changes: ChangeSet) -> None:
         """Write what has changed since the last call."""
         self._search.write(changes)
+        self._warm_up.write(changes)
         state = self._optimizer.state[self._parameter]
         changes.put(Table.LEARNER, b"head", msgspec.msgpack.encode(self._head))
         changes.put(Table.LEARNER, b"weights", self._flat.vector.numpy().tobytes())
@@ -366,6 +371,7 @@ class PreferenceLearner:
                 "exp_avg_sq": _vector(txn, b"second_moment"),
             }
         self._search.restore(txn)
+        self._warm_up.restore(txn)
         n_fields = len(self._shape[0])
         for key, block in txn.scan(Table.REPLAY):
             self._replay.append(split_number_key(key), unpack_rows(block, n_fields))

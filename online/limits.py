@@ -63,7 +63,7 @@ def most_product_bytes(
     Parameters
     ----------
     n_sampled, n_attributes
-        Users in the reservoir, and their attributes.
+        Users in the reservoir, those that are lent to it among them, and their attributes.
     d_model
         Width of the embeddings.
     k_min, k_max

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from state.records import LineageRecord
+
 
 @dataclass(frozen=True)
 class Lineage:
@@ -72,3 +74,12 @@ def match_groups(
         else:
             died.append(old_id)
     return Lineage([ids[new] for new in range(n_new)], born, merged, died)
+
+
+def lineage_records(lineage: Lineage, now_ms: int) -> list[LineageRecord]:
+    """Return what became of the groups, as it is kept."""
+    return [
+        *(LineageRecord(now_ms, "birth", group_id, None) for group_id in lineage.born),
+        *(LineageRecord(now_ms, "merge", old, heir) for old, heir in lineage.merged.items()),
+        *(LineageRecord(now_ms, "death", group_id, None) for group_id in lineage.died),
+    ]

@@ -255,10 +255,14 @@ class Pipeline:
             (group_id, creative_id, cell.n_impressions, cell.n_clicks)
             for (group_id, creative_id), cell in sorted(self._core.counts.cells_of(shift.product_id).items())
         ]
-        ctr_before = shrink(*self._core.table(shift.product_id, live=True)[:2]).ctr
+        shown, clicked, _ = self._core.table(shift.product_id, live=True)
         self._core.counts.restart_live(shift.product_id, shift.cells, now_ms)
         impressions, clicks, creative_ids = self._core.table(shift.product_id, live=True)
         shrunk = shrink(impressions, clicks)
+        # What was counted before includes what is since; the rest of a decayed count can be below zero by a little.
+        shown = np.maximum(shown - impressions, 0)
+        ctr_before = shrink(shown, np.clip(clicked - clicks, 0, shown)).ctr
+        displacements = self._core.grouping.displacements(shift.product_id)
         digest = hashlib.sha256(f"{shift.product_id}|{self._head.n_batches}|{self._online.seed}".encode()).hexdigest()
         event = GroupsShifted(
             event_id=f"shift-{digest[:24]}",
@@ -286,10 +290,12 @@ class Pipeline:
                             ctr=float(shrunk.ctr[row, column]),
                             ctr_low=float(shrunk.ctr_low[row, column]),
                             ctr_high=float(shrunk.ctr_high[row, column]),
+                            ctr_before=float(ctr_before[row, column]),
                         )
                         for column, creative_id in enumerate(creative_ids)
                     ],
                     ranking_agreement=ndcg_at(shrunk.ctr[row], ctr_before[row]),
+                    centroid_displacement=displacements[row],
                 )
                 for row, group in enumerate(groups.groups)
             ],

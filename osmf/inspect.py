@@ -13,6 +13,7 @@ from rich.table import Table
 
 from online.category_metrics import CategoryReading, read_category_metrics
 from online.ctr import shrink
+from online.displacement import read_centroid_displacements
 from online.metrics import MetricPoint, read_metrics
 from osmf.figures import Figures, commit, device
 from state.reading import StateView, open_view
@@ -54,12 +55,16 @@ class CreativeReading:
 
 @dataclass(frozen=True)
 class ProductReading:
-    """One product with its groups, cells and creatives; ``creatives`` by impressions, the most first."""
+    """One product with its groups, cells and creatives; ``creatives`` by impressions, the most first.
+
+    ``displacements`` is how far each group's centroid has moved since the last regrouping, in radii.
+    """
 
     record: ProductRecord
     groups: ProductGroups | None
     cells: list[CellReading]
     creatives: list[CreativeReading]
+    displacements: list[float | None]
 
     @property
     def n_impressions(self) -> int:
@@ -138,7 +143,8 @@ def inspect_state(path: Path, *, product_id: str | None = None) -> Inspection:
 
 def _read_product(view: StateView, product: ProductRecord) -> ProductReading:
     origins = {creative.creative_id: creative.origin for creative in view.creatives(product.product_id)}
-    cells = view.cells(product.product_id)
+    cells, groups = view.cells(product.product_id), view.groups(product.product_id)
+    displacements = [] if groups is None else read_centroid_displacements(view, groups)
     group_ids = sorted({cell.group_id for cell in cells})
     creative_ids = sorted({cell.creative_id for cell in cells} | origins.keys())
     row_of = {group_id: row for row, group_id in enumerate(group_ids)}
@@ -149,7 +155,7 @@ def _read_product(view: StateView, product: ProductRecord) -> ProductReading:
         at = row_of[cell.group_id], column_of[cell.creative_id]
         impressions[at], clicks[at] = cell.n_impressions, cell.n_clicks
     if not creative_ids:
-        return ProductReading(product, view.groups(product.product_id), [], [])
+        return ProductReading(product, groups, [], [], displacements)
     # A torn count is shown as it is; `osmf verify` is what names it.
     shrunk = shrink(np.maximum(impressions, clicks), clicks)
     readings = []
@@ -167,7 +173,7 @@ def _read_product(view: StateView, product: ProductRecord) -> ProductReading:
         for creative_id, column in column_of.items()
     ]
     creatives.sort(key=lambda creative: (-creative.n_impressions, creative.creative_id))
-    return ProductReading(product, view.groups(product.product_id), readings, creatives)
+    return ProductReading(product, groups, readings, creatives, displacements)
 
 
 def inspection_figures(inspection: Inspection, *, seconds: float) -> Figures:
@@ -218,7 +224,11 @@ def inspection_figures(inspection: Inspection, *, seconds: float) -> Figures:
             for creative in product.creatives
         ],
         "categories": [reading._asdict() for reading in inspection.categories],
-        "groups": [_group_detail(product, group) for product in products for group in product.present],
+        "groups": [
+            _group_detail(product, group, displacement)
+            for product in products
+            for group, displacement in zip(product.present, product.displacements, strict=True)
+        ],
         "offsets": [
             {
                 "topic": topic,
@@ -260,7 +270,7 @@ def _cell_detail(reading: CellReading) -> dict[str, Any]:
     }
 
 
-def _group_detail(product: ProductReading, group: GroupRecord) -> dict[str, Any]:
+def _group_detail(product: ProductReading, group: GroupRecord, displacement: float | None) -> dict[str, Any]:
     assert product.groups is not None
     return {
         "product_id": product.record.product_id,
@@ -271,7 +281,10 @@ def _group_detail(product: ProductReading, group: GroupRecord) -> dict[str, Any]
         "distinct": product.groups.distinct,
         "p_value": product.groups.p_value,
         "encoder_version": product.groups.encoder_version,
+        "borrowed_from": product.groups.borrowed_from,
         "born_at_ms": group.born_at_ms,
+        "radius": group.radius,
+        "centroid_displacement": displacement,
     }
 
 
@@ -361,7 +374,9 @@ def _groups_words(product: ProductReading) -> str:
 
 def _groups_table(product: ProductReading) -> Table:
     caption = None
-    if product.groups is not None and product.groups.p_value is not None:
+    if product.groups is not None and product.groups.borrowed_from is not None:
+        caption = f"The groups are those of {product.groups.borrowed_from}, until there are enough users of its own."
+    elif product.groups is not None and product.groups.p_value is not None:
         verdict = "prefer different creatives" if product.groups.distinct else "are not shown to differ"
         caption = f"The groups {verdict} (p = {product.groups.p_value:.2g})."
     table = _table(f"{product.record.product_id}: {product.record.title}", ["group", "who"], caption=caption)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -65,6 +65,21 @@ class _Policy:
     n_impressions: int
 
 
+def impressions_of_the_shown(n_impressions: Mapping[str, int]) -> float:
+    """Return how many impressions the product of an impression has had, on average over all impressions.
+
+    Where all products are shown alike it is what each has had. Products that are hardly shown, as new ones, hardly
+    count.
+
+    Parameters
+    ----------
+    n_impressions
+        Impressions of each product.
+    """
+    total = sum(n_impressions.values())
+    return sum(n**2 for n in n_impressions.values()) / total if total else 0.0
+
+
 class DecisionService:
     """Decides for batches of requests; `refresh` takes over what the stream has learnt since.
 
@@ -95,9 +110,13 @@ class DecisionService:
         """Read the state and work out the policy; decisions go on with the old one meanwhile."""
         with open_view(self._store) as view:
             self._assigner.load(view)
+            counted = view.n_impressions()
+            usual = impressions_of_the_shown(counted)
             policies = {}
             for record in view.products():
-                policy = self._product_policy(view, record)
+                n_known = max(counted.get(record.product_id, 0), usual)
+                warm = n_known >= self._settings.warm_up_impressions
+                policy = self._product_policy(view, record, warm=warm)
                 if policy is not None:
                     policies[record.product_id] = policy
             n_impressions = sum(
@@ -105,16 +124,14 @@ class DecisionService:
             )
         self._policy = _Policy(policies, n_impressions)
 
-    def _product_policy(self, view: StateView, product: ProductRecord) -> _ProductPolicy | None:
+    def _product_policy(self, view: StateView, product: ProductRecord, *, warm: bool) -> _ProductPolicy | None:
         creatives = view.creatives(product.product_id)
         creative_ids = [creative.creative_id for creative in creatives]
         if not creative_ids:
             return None
         column = {creative_id: position for position, creative_id in enumerate(creative_ids)}
         groups, cells = view.groups(product.product_id), view.cells(product.product_id)
-        n_impressions = sum(cell.n_impressions for cell in cells)
-        warm = groups is not None and (groups.distinct or n_impressions >= self._settings.warm_up_impressions)
-        if groups is None or not groups.groups or not warm:
+        if groups is None or not groups.groups or not (warm or groups.distinct):
             uniform = np.full((1, len(creative_ids)), 1 / len(creative_ids))
             return _ProductPolicy(creative_ids, uniform, None)
         row = {group.group_id: position for position, group in enumerate(groups.groups)}
@@ -127,7 +144,7 @@ class DecisionService:
             if cell.group_id in row:
                 impressions[row[cell.group_id], position] = cell.live_impressions
                 clicks[row[cell.group_id], position] = cell.live_clicks
-        for_all = shrink(*total)
+        for_all = shrink(*total, given_product=True)
         numbers = [creative.number for creative in creatives]
         relative = read_relative_ctrs(view, product.product_id, product.category, list(row), numbers)
         chances = self._chances(group_ctrs(for_all, impressions, clicks, relative, distinct=groups.distinct))

@@ -20,8 +20,10 @@ class ServingSettings(BaseModel):
     warm_up_impressions: int = Field(
         15_000,
         ge=0,
-        description="Impressions of a product up to which everything is shown uniformly, in no arm, as long as its "
-        "groups' preferences do not differ beyond chance: what learning needs first.",
+        description="Impressions up to which products are shown uniformly, in no arm: what learning needs first. It "
+        "ends for a product that has had so many, or whose groups prefer different creatives beyond chance; and for "
+        "all with groups, borrowed ones too, as soon as the product of an average impression has had so many, since "
+        "the system has learnt then what a new product needs.",
     )
     n_draws: int = Field(
         512, ge=16, le=100_000, description="Posterior draws from which the chance of being the best is estimated."

@@ -84,6 +84,14 @@ class StateView:
         prefix = b"" if product_id is None else product_id.encode() + SEPARATOR
         return [decode_cell(key, value) for key, value in self._txn.scan(Table.CELLS, prefix=prefix)]
 
+    def n_impressions(self) -> dict[str, int]:
+        """Return how many impressions of each product have been counted, by id; of one without any nothing."""
+        counted: dict[str, int] = {}
+        for key, value in self._txn.scan(Table.CELLS):
+            cell = decode_cell(key, value)
+            counted[cell.product_id] = counted.get(cell.product_id, 0) + cell.n_impressions
+        return counted
+
     def offsets(self) -> dict[tuple[str, int], OffsetRecord]:
         """Return what has been consumed, by (topic, partition)."""
         return {split_partition_key(key): _OFFSET.decode(value) for key, value in self._txn.scan(Table.OFFSETS)}

@@ -112,7 +112,10 @@ class ProfileTrait(msgspec.Struct, frozen=True, array_like=True):
 
 
 class GroupRecord(msgspec.Struct, frozen=True, array_like=True):
-    """One group of a product's users; ``feature`` is float32 (11, D): Eq. 6, the centroid first."""
+    """One group of a product's users; ``feature`` is float32 (11, D): Eq. 6, the centroid first.
+
+    ``radius`` is the root mean square distance of its members from the centroid, as of the same regrouping.
+    """
 
     group_id: int
     share: float
@@ -120,6 +123,7 @@ class GroupRecord(msgspec.Struct, frozen=True, array_like=True):
     feature: bytes
     profile: list[ProfileTrait]
     born_at_ms: int
+    radius: float = 0.0
 
 
 class LineageRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -137,7 +141,8 @@ class ProductGroups(msgspec.Struct, frozen=True, array_like=True):
     ``p_value`` is that of the likelihood-ratio test that the groups' creative preferences differ;
     None while there is too little to test. ``silhouettes`` has one entry for each K tried.
     ``successors`` maps a retired group to the one that took over its counts (0: that from before the first grouping,
-    which takes over those of groups that died long ago).
+    which takes over those of groups that died long ago). ``borrowed_from`` is the product whose groups these are until
+    there are enough of its own users; None from then on.
     """
 
     product_id: str
@@ -150,6 +155,7 @@ class ProductGroups(msgspec.Struct, frozen=True, array_like=True):
     refreshed_at_ms: int
     lineage: list[LineageRecord]
     successors: dict[int, int]
+    borrowed_from: str | None = None
 
 
 class ExpectationRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -177,6 +183,7 @@ class ClusteringRecord(msgspec.Struct, frozen=True, array_like=True):
     ``centroids`` is float32 (sum of K over K_min..K_max, D), ``masses`` float32 over the same rows,
     ``reservoir`` uint8 (n, N): attribute codes of sampled users, ``labels`` uint8 (n_k, n): the
     reservoir's cluster for each K at the last refresh; of those drawn since, when they were drawn.
+    The first ``n_lent`` users of the reservoir are those of the product that the groups are borrowed from.
     """
 
     encoder_version: int
@@ -189,6 +196,7 @@ class ClusteringRecord(msgspec.Struct, frozen=True, array_like=True):
     user_keys: bytes
     labels: bytes
     n_since_refresh: int
+    n_lent: int = 0
 
 
 class CategoryMetricsRecord(msgspec.Struct, frozen=True, array_like=True):

@@ -134,7 +134,10 @@ class ProfileEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CreativeCtr(msgspec.Struct, frozen=True, kw_only=True):
-    """A creative's CTR in a group: what was counted, and the shrunk estimate with its 95% interval."""
+    """A creative's CTR in a group: what was counted, and the shrunk estimate with its 95% interval.
+
+    ``ctr_before`` is the shrunk estimate of what was counted before.
+    """
 
     creative_id: str
     n_impressions: int
@@ -142,13 +145,16 @@ class CreativeCtr(msgspec.Struct, frozen=True, kw_only=True):
     ctr: float
     ctr_low: float
     ctr_high: float
+    ctr_before: float | None = None
 
 
 class ShiftedGroup(msgspec.Struct, frozen=True, kw_only=True):
     """A group of the shifted product: who is in it, and what it clicks since the change.
 
     ``ranking_agreement`` is the NDCG@5 of its ranking of the creatives before the change, by what it clicks since; 1 is
-    the same ranking.
+    the same ranking. ``centroid_displacement`` is how far its centroid has moved since the last regrouping, in units of
+    its radius then (root mean square distance of its members): how far its users have changed, not their tastes. It is
+    None where the product has one group.
     """
 
     group_id: int
@@ -156,6 +162,7 @@ class ShiftedGroup(msgspec.Struct, frozen=True, kw_only=True):
     profile: list[ProfileEntry]
     creatives: list[CreativeCtr]
     ranking_agreement: float = 1.0
+    centroid_displacement: float | None = None
 
 
 ShiftScope = Literal["product", "category"]

@@ -73,7 +73,7 @@ def online() -> OnlineSettings:
         ),
         groups=GroupSettings(
             k_max=3,
-            reservoir_users=64,
+            reservoir_users=96,
             warm_up_impressions=600,
             adopt_every_impressions=400,
             refresh_products_per_batch=2,

@@ -207,6 +207,41 @@ def test_a_scale_of_other_creatives_is_refused():
         scale(shrink([[1.0, 1.0]], [[0.0, 0.0]]), np.ones((2, 3)))
 
 
+def chance_of_the_favourite(found, best, rng):
+    """Return the chance that the creative of the highest CTR is said to be the best, and whether it is."""
+    favourite = int(found.ctr[0].argmax())
+    draws = rng.beta(found.alpha[0], found.beta[0], (200, found.ctr.shape[1]))
+    return (draws.argmax(axis=1) == favourite).mean(), favourite == best
+
+
+@pytest.mark.parametrize("n_mean", [0, 10, 100])
+def test_how_sure_it_is_which_creative_is_best_is_told_given_the_product(n_mean):
+    """A new product's CTR is hardly known, but that is no doubt about which of its creatives is better."""
+    rng = np.random.default_rng([n_mean, 5])
+    told = {True: [], False: []}
+    for _ in range(1_500):
+        ctr, ratio = max(rng.beta(1, 19), 0.005), np.exp(rng.normal(0, 0.3, 5))
+        strength = (1 - ctr) / (0.25**2 * ctr)
+        creative = np.minimum(rng.beta(ctr * strength, (1 - ctr) * strength, 5) * ratio, 1)
+        n = rng.poisson(n_mean, (1, 5)).astype(float)
+        x = rng.binomial(n.astype(int), creative).astype(float)
+        for given_product, said in told.items():
+            found = scale(shrink(n, x, given_product=given_product), ratio[None])
+            said.append(chance_of_the_favourite(found, int(creative.argmax()), rng))
+    (given, true), (wide, _) = (np.mean(told[which], axis=0) for which in (True, False))
+    assert given == pytest.approx(true, abs=0.06)
+    assert wide < given - (0.15 if n_mean < 100 else 0)
+
+
+@given(count_tables())
+@settings(max_examples=100, deadline=None)
+def test_given_the_product_the_ctrs_are_the_same_and_surer(table):
+    n, x = table
+    found, sure = shrink(n, x), shrink(n, x, given_product=True)
+    assert (sure.ctr == found.ctr).all()
+    assert (sure.alpha + sure.beta >= (found.alpha + found.beta) * (1 - 1e-9)).all()
+
+
 @given(count_tables())
 @settings(max_examples=200, deadline=None)
 def test_laws_of_shrinkage(table):

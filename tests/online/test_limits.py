@@ -19,7 +19,8 @@ from online.clustering import FEATURE_PERCENTILES
 from online.core import ProductPart
 from online.counts import Counts
 from online.expectation import Expectations
-from online.grouping import UNGROUPED, Grouping
+from online.grouped_product import UNGROUPED
+from online.grouping import Grouping
 from online.limits import DEAD_GROUPS_KEPT, LINEAGE_KEPT, N_FEATURE_POINTS, ProductBytes, most_product_bytes
 from online.pipeline import Pipeline
 from online.settings import (
@@ -101,11 +102,55 @@ def traced_bytes() -> Iterator[Callable[[], int]]:
         tracemalloc.stop()
 
 
+def new_grouping(settings: GroupSettings, schema: AttributeSchema) -> Grouping:
+    """Return a grouping in which a new product borrows from any that can lend."""
+    return Grouping(
+        settings,
+        schema,
+        ModelSettings().d_model,
+        Noise,  # type: ignore[arg-type]
+        lambda new, lenders: [lenders[0] if lenders else None] * len(new),
+        0,
+    )
+
+
+def test_lent_users_are_within_the_bound(tmp_path: Path) -> None:
+    settings, schema = GroupSettings(survive_overlap=1.0), AttributeSchema(AttributeSettings())
+    grouping = new_grouping(settings, schema)
+    rng = np.random.default_rng(0)
+    codes = np.stack([rng.integers(c, size=2_000) for c in schema.cardinalities], axis=1).astype(np.uint8)
+    numbers, keys = np.zeros(2_000, np.int64), np.arange(2_000, dtype=np.uint32)
+    lender = "l" + PRODUCT[1:]
+    grouping.observe_many([lender] * 2_000, numbers, codes, keys, 0, 0)
+    grouping.adopt(b"")
+    grouping.refresh(lender, 0, 0)
+    grouping.observe_many([PRODUCT] * 2_000, 1 + numbers, codes, keys, 1, 1)  # its reservoir is full at once
+    groups = grouping.groups_of(PRODUCT)
+    assert groups is not None
+    assert groups.borrowed_from == lender
+    bound = most_product_bytes(
+        n_sampled=settings.reservoir_users,
+        n_attributes=len(schema.names),
+        d_model=ModelSettings().d_model,
+        k_min=settings.k_min,
+        k_max=len(groups.groups),
+        n_creatives=0,
+    )
+    changes, again = ChangeSet(), new_grouping(settings, schema)
+    grouping.write(changes)
+    with Store(tmp_path, map_size_mib=16, sync=False) as store:
+        store.commit(changes)
+        with store.read() as txn, traced_bytes() as traced:
+            again.bring_in(PRODUCT, txn)
+            assert 16_000 < traced() < bound.sample + bound.groups
+    assert len(again.sample(PRODUCT, 10_000)[0]) == settings.reservoir_users
+
+
 def test_a_product_that_has_everything_stays_below_the_bound(tmp_path: Path) -> None:
     settings, schema = GroupSettings(survive_overlap=1.0), AttributeSchema(AttributeSettings())
 
     def parts() -> tuple[Grouping, Counts, Expectations, ShiftDetection]:
-        grouping = Grouping(settings, schema, ModelSettings().d_model, Noise, 0)  # type: ignore[arg-type]
+        grouping = new_grouping(settings, schema)
         return grouping, Counts(1e6), Expectations(), ShiftDetection(ShiftSettings(warm_up_impressions=0))
 
     grouping, counts, expectations, detection = parts()
@@ -128,7 +173,7 @@ def test_a_product_that_has_everything_stays_below_the_bound(tmp_path: Path) -> 
     for _ in range(300):
         counts.count_impressions(shown, 10**12)
     cells = {(record.group_id, record.creative_id): (10**6, 10**5) for record in shown}
-    detection.observe_many([Observed(PRODUCT, None, np.ones(4), cells)])
+    detection.observe_many([Observed(PRODUCT, None, np.ones(4), np.ones(4), cells)])
     log_relative = np.ones((settings.k_max, len(CREATIVES)), np.float32)
     expectations.put(PRODUCT, group_ids[: settings.k_max], list(range(10**9, 10**9 + len(CREATIVES))), log_relative)
     changes = ChangeSet()
@@ -155,19 +200,26 @@ def test_a_product_that_has_everything_stays_below_the_bound(tmp_path: Path) -> 
 
 
 def test_counts_of_groups_that_died_long_ago_go_on_together(
-    log: Any, online: OnlineSettings, pipeline_with: Callable[[OnlineSettings], Pipeline], tmp_path: Path
+    log: Any,
+    online: OnlineSettings,
+    pipeline_with: Callable[[OnlineSettings], Pipeline],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("online.core.DEAD_GROUPS_KEPT", 1)
     # No group survives a regrouping, and few are taken over whole.
     groups = online.groups.model_copy(
         update={
             "survive_overlap": 1.0,
             "k_hysteresis": 0.0,
             "adopt_every_impressions": 60,
+            "refresh_every_impressions": 1,
+            "k_tolerance": 0.0,
             "refresh_products_per_batch": 3,
         }
     )
     pipeline = pipeline_with(online.model_copy(update={"groups": groups}))
-    n_most = 1 + groups.k_max + DEAD_GROUPS_KEPT
+    n_most = 1 + groups.k_max + 1
     with Store(tmp_path, map_size_mib=64, sync=False) as store:
         for start in range(0, len(log.messages), 100):
             with store.read() as txn:

@@ -15,6 +15,7 @@ import pytest
 from online.assignment import Assigner
 from online.mismatch import SpaceMismatchError
 from online.pipeline import Pipeline
+from online.ranking import ndcg_at
 from online.settings import OnlineSettings
 from online.worker import build_pipeline
 from state.reading import open_view
@@ -156,9 +157,15 @@ def test_the_change_of_tastes_is_published(undisturbed: tuple[Path, Content], st
             for group in event.groups:
                 assert 0 < group.ranking_agreement <= 1
                 agreements.append(group.ranking_agreement)
+                assert group.centroid_displacement is not None
+                assert 0 <= group.centroid_displacement < 1  # tastes have changed, the users have not
                 for creative in group.creatives:
                     assert 0 <= creative.n_clicks <= creative.n_impressions
                     assert 0 <= creative.ctr_low <= creative.ctr <= creative.ctr_high <= 1
+                    assert creative.ctr_before is not None
+                    assert 0 <= creative.ctr_before <= 1
+                ranked = ndcg_at([c.ctr for c in group.creatives], [c.ctr_before or 0 for c in group.creatives])
+                assert group.ranking_agreement == pytest.approx(ranked)
     assert min(agreements) < 0.95  # some group ranks its creatives in another way
 
 

@@ -25,7 +25,12 @@ class Stream:
         learner = PreferenceLearner(SCHEMA.cardinalities, DIM, DIM, ModelSettings(d_model=8, d_hidden=8), bank, 0)
         self._weights = learner.average_weights()
         self.grouping = Grouping(
-            SETTINGS, SCHEMA, 8, lambda weights: Encoder(learner.new_model(), weights, bank, SETTINGS.space), 0
+            SETTINGS,
+            SCHEMA,
+            8,
+            lambda weights: Encoder(learner.new_model(), weights, bank, SETTINGS.space),
+            lambda new, _: [None] * len(new),
+            0,
         )
         self._n_batches = 0
 

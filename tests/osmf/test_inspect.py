@@ -18,6 +18,7 @@ from osmf.inspect import MOST_ROWS, ProductMissingError, run_inspect
 from state.errors import StateMissingError
 from state.records import (
     Cell,
+    ClusteringRecord,
     CreativeRecord,
     GroupRecord,
     OffsetRecord,
@@ -60,8 +61,9 @@ def state(tmp_path: Path) -> Path:
         changes.put(Table.CELLS, cell_key(*name), encode_cell(cell))
     groups = ProductGroups("lamp", 3, GROUPS, 3, {2: 0.4}, 1e-4, True, 0, [], {})
     changes.put(Table.GROUPS, b"lamp", encode_record(groups))
+    clustering = ClusteringRecord(3, 2, [1, 2], np.zeros((2, 2), np.float32).tobytes(), b"", 0, b"", b"", b"", 0)
     for product_id in (b"desk", b"lamp", b"sold out"):
-        changes.put(Table.CLUSTERINGS, product_id, b"")
+        changes.put(Table.CLUSTERINGS, product_id, encode_record(clustering))
     changes.put(Table.RESIDENTS, b"lamp", (7).to_bytes(8, "big"))
     changes.put(Table.OFFSETS, partition_key("osmf.clicks", 1), encode_record(OffsetRecord(163, 160, 155, 5, 5, 9)))
     metrics = Metrics([MetricPoint(3_000, 9, 0.61, 0.66, 0.17)])
@@ -121,6 +123,35 @@ def test_the_overview_and_one_product_in_words(state: Path) -> None:
     assert "prefer different creatives (p = 0.0001)" in lamp
     assert "70/1,200" in lamp
     assert "A desk" not in lamp
+
+
+def test_groups_say_how_far_their_centroids_have_moved(state: Path) -> None:
+    feature = np.zeros((11, 2), np.float32)
+    records = [msgspec.structs.replace(group, feature=feature.tobytes(), radius=2.0) for group in GROUPS]
+    groups = ProductGroups("lamp", 3, records, 3, {2: 0.4, 3: 0.1}, None, False, 0, [], {})
+    centroids = np.array([[3, 4], [0, 1], *[[9, 9]] * 3], np.float32)  # of K = 2, then of K = 3
+    clustering = ClusteringRecord(3, 2, [1, 2], centroids.tobytes(), b"", 0, b"", b"", b"", 0)
+    changes = ChangeSet()
+    changes.put(Table.GROUPS, b"lamp", encode_record(groups))
+    changes.put(Table.CLUSTERINGS, b"lamp", encode_record(clustering))
+    before, _ = run_inspect(state)  # groups whose members were all alike
+    with Store(state) as store:
+        store.commit(changes)
+    after, _ = run_inspect(state)
+    found = [[group["centroid_displacement"] for group in each.detail["groups"]] for each in (before, after)]
+    assert found == [[None, None], [2.5, 0.5]]
+
+
+def test_borrowed_groups_say_from_whom(state: Path) -> None:
+    groups = ProductGroups("desk", 3, GROUPS, 3, {2: 0.4}, None, False, 0, [], {}, "lamp")
+    changes = ChangeSet()
+    changes.put(Table.GROUPS, b"desk", encode_record(groups))
+    with Store(state) as store:
+        store.commit(changes)
+    figures, _ = run_inspect(state)
+    found = {(group["product_id"], group["borrowed_from"]) for group in figures.detail["groups"]}
+    assert found == {("desk", "lamp"), ("lamp", None)}
+    assert "those of lamp, until there are enough users" in " ".join(text(state, "desk").split())
 
 
 def test_the_overview_stays_short(state: Path) -> None:

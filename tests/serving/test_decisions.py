@@ -12,11 +12,17 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from serving.decisions import Decision, DecisionRequest, DecisionService, UnservableProductError
+from serving.decisions import (
+    Decision,
+    DecisionRequest,
+    DecisionService,
+    UnservableProductError,
+    impressions_of_the_shown,
+)
 from serving.policy import arm_of
 from serving.settings import ServingSettings
 from state.reading import open_view
-from state.records import ClusteringRecord, encode_record
+from state.records import ClusteringRecord, cell_key, encode_cell, encode_record
 from state.store import ChangeSet, Store, Table
 
 BEST = {"old": "a", "young": "d"}
@@ -94,6 +100,64 @@ def test_a_product_that_warms_up_is_shown_uniformly_in_no_arm(
     assert chisquare(list(Counter(d.creative_id for d in decisions).values())).pvalue > 1e-4
     # A product whose groups differ beyond chance does not wait.
     assert service.decide_many([ask("u1", "split")])[0].arm is not None
+
+
+@pytest.mark.parametrize(
+    ("n_impressions", "expected"),
+    [
+        ({}, 0),
+        ({"a": 0}, 0),
+        ({"a": 7}, 7),
+        ({"a": 100, "b": 100, "c": 100}, 100),
+        ({"a": 300, "b": 100}, 250),
+        ({"a": 15_000, **{f"new{n}": 20 for n in range(50)}}, 14_064),  # new products do not cool a warm system
+    ],
+)
+def test_a_system_has_had_what_the_product_of_an_average_impression_has(
+    n_impressions: dict[str, int], expected: int
+) -> None:
+    assert impressions_of_the_shown(n_impressions) == pytest.approx(expected, abs=1)
+
+
+@pytest.mark.parametrize(("warm_up_impressions", "warm"), [(2_500, True), (2_501, False)])
+def test_a_fresh_system_is_warm_when_its_products_are(
+    state: Any, store: Store, settings: ServingSettings, warm_up_impressions: int, warm: bool
+) -> None:
+    """Both have had 2,500 impressions; the groups of "same" do not differ."""
+    service = DecisionService(
+        store,
+        state.online,
+        settings.model_copy(update={"warm_up_impressions": warm_up_impressions}),
+        impressions_topic="t",
+    )
+    service.refresh()
+    assert (service.decide_many([ask("u1", "same")])[0].arm is not None) == warm
+    # Without groups there is no arm, however warm the system is.
+    assert service.decide_many([ask("u1", "fresh")])[0].arm is None
+
+
+@pytest.mark.parametrize(("warm_up_impressions", "warm"), [(3_400, True), (3_600, False)])
+def test_a_product_does_not_wait_for_those_that_are_shown_less(
+    state: Any, settings: ServingSettings, tmp_path: Path, warm_up_impressions: int, warm: bool
+) -> None:
+    """It has had 3,500 impressions, the product of an average one 3,083."""
+    copytree(state.path, tmp_path, dirs_exist_ok=True)
+    changes = ChangeSet()
+    with Store(tmp_path, map_size_mib=32, sync=False) as store:
+        with open_view(store) as view:
+            assert view.n_impressions() == {"same": 2_500, "split": 2_500}
+            cell = view.cells("same")[0]
+        more = msgspec.structs.replace(cell, n_impressions=cell.n_impressions + 1_000)
+        changes.put(Table.CELLS, cell_key("same", cell.group_id, cell.creative_id), encode_cell(more))
+        store.commit(changes)
+        service = DecisionService(
+            store,
+            state.online,
+            settings.model_copy(update={"warm_up_impressions": warm_up_impressions}),
+            impressions_topic="t",
+        )
+        service.refresh()
+        assert (service.decide_many([ask("u1", "same")])[0].arm is not None) == warm
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,7 @@ def test_different_cells_have_different_keys(a: tuple[str, int, str], b: tuple[s
             11,
             [],
             {1: 4},
+            "q",
         ),
     ],
     ids=lambda record: type(record).__name__,
