@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from online.rows import LabelledRows, Rows
 
+Ints = npt.NDArray[np.int64]
+
 NO_ROWS = LabelledRows(
     Rows(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 0), np.uint8)),
     np.zeros(0, np.float32),
@@ -78,18 +80,31 @@ class Replay:
         return self._all
 
     def sample(self, n_rows: int, floors: dict[int, int], rng: np.random.Generator) -> LabelledRows:
-        """Return up to ``n_rows`` rows, drawn uniformly.
+        """Return up to ``n_rows`` rows, drawn uniformly, without those whose label was taken back.
 
-        Those below their product's floor are left out, and those whose label was taken back.
+        In place of rows below their product's floor others come that such products have above it, so that what is
+        learnt anew keeps its share.
         """
         if not self._blocks or not n_rows:
             return NO_ROWS
         rows, numbers = self._rows()
         index = rng.integers(len(rows), size=n_rows)
-        index = index[rows.weights[index] > 0]
-        for product, floor in floors.items():
-            index = index[(rows.rows.products[index] != product) | (numbers[index] >= floor)]
-        return rows.take(index)
+        if floors:
+            index = self._above_floors(index, floors, rng)
+        return rows.take(index[rows.weights[index] > 0])
+
+    def _above_floors(self, index: Ints, floors: dict[int, int], rng: np.random.Generator) -> Ints:
+        rows, numbers = self._rows()
+        products, least = np.array(sorted(floors)), np.array([floors[product] for product in sorted(floors)])
+        place = np.searchsorted(products, rows.rows.products).clip(max=len(products) - 1)
+        floored = products[place] == rows.rows.products
+        above = floored & (numbers >= least[place])
+        lost = floored[index] & ~above[index]
+        substitutes = np.flatnonzero(above)
+        if len(substitutes):
+            index[lost] = substitutes[rng.integers(len(substitutes), size=int(lost.sum()))]
+            return index
+        return index[~lost]
 
 
 def pack_rows(labelled: LabelledRows) -> bytes:

@@ -128,7 +128,7 @@ class GroupSettings(BaseModel):
         "0 is the paper's choice.",
     )
     k_hysteresis: float = Field(
-        0.05, ge=0, le=1, description="Silhouette by which another K must be chosen before it replaces the present one."
+        0.02, ge=0, le=1, description="Silhouette by which another K must be chosen before it replaces the present one."
     )
     survive_overlap: float = Field(
         0.5, gt=0, le=1, description="Jaccard overlap of members from which a new group is the old one."
