@@ -179,7 +179,7 @@ class OnlineCore:
         p_click, preference = self.learner.predict_with_preference(given.rows, creatives_of)
         if labelled:
             self._measure(given.rows.take(slice(n_new)), clicks[:n_new], p_click[:n_new], now_ms)
-        shifts = self._watch(records, given, p_click, preference)
+        shifts = self._watch(records, n_new, given, p_click, preference)
         self.learner.search(given, p_click, preference, creatives_of, categories)
         self.learner.learn_many(given)
         if shifts:
@@ -224,11 +224,15 @@ class OnlineCore:
     def _watch(
         self,
         records: list[ImpressionRecord],
+        n_new: int,
         given: LabelledRows,
         p_click: npt.NDArray[np.float32],
         preference: npt.NDArray[np.float32],
     ) -> list[Shift]:
-        """See how far expectations and preferences are followed; return the shifts of tastes that this completes."""
+        """See how far expectations and preferences are followed; return the shifts of tastes that this completes.
+
+        The first ``n_new`` records are labelled now, those behind them are corrections.
+        """
         slope = self._calibration.slope
         observed = []
         for number in np.unique(given.rows.products):
@@ -246,8 +250,12 @@ class OnlineCore:
             own = own_preferences(preference[index], of_product.rows.creatives)
             scores = opposition_scores(of_product.clicks, p_click[index], own, slope)
             self._calibration.observe_many(of_product, p_click[index], own)
-            creative_ids = [records[row].creative_id for row in index]
-            cells = _count_cells(group_ids, creative_ids, of_product)
+            cells: CellCounts = {}
+            for row, group_id in zip(index.tolist(), group_ids.tolist(), strict=True):
+                if row < n_new:
+                    key = (group_id, records[row].creative_id)
+                    seen = cells.get(key, (0, 0))
+                    cells[key] = (seen[0] + 1, seen[1] + records[row].clicked)
             observed.append(Observed(product_id, category, scores, of_product.weights, cells))
         return self._detection.observe_many(observed)
 
@@ -324,16 +332,3 @@ class OnlineCore:
                     impressions[row, column] = cell.live_impressions if live else cell.n_impressions
                     clicks[row, column] = cell.live_clicks if live else cell.n_clicks
         return impressions, clicks, creative_ids
-
-
-def _count_cells(group_ids: npt.NDArray[np.int64], creative_ids: list[str], given: LabelledRows) -> CellCounts:
-    """Return the impressions and clicks of labelled rows by group and creative; what is taken back counts less."""
-    cells: CellCounts = {}
-    weights = given.weights.astype(int)
-    clicks = (given.weights * given.clicks).astype(int)
-    for group_id, creative_id, n_shown, n_clicked in zip(
-        group_ids.tolist(), creative_ids, weights.tolist(), clicks.tolist(), strict=True
-    ):
-        seen = cells.get((group_id, creative_id), (0, 0))
-        cells[group_id, creative_id] = (seen[0] + n_shown, seen[1] + n_clicked)
-    return cells

@@ -100,11 +100,12 @@ class Replay:
         floored = products[place] == rows.rows.products
         above = floored & (numbers >= least[place])
         lost = floored[index] & ~above[index]
-        substitutes = np.flatnonzero(above)
+        substitutes: Ints = np.flatnonzero(above)
         if len(substitutes):
             index[lost] = substitutes[rng.integers(len(substitutes), size=int(lost.sum()))]
             return index
-        return index[~lost]
+        kept: Ints = index[~lost]
+        return kept
 
 
 def pack_rows(labelled: LabelledRows) -> bytes:
