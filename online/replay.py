@@ -87,7 +87,7 @@ class Replay:
         """
         if not self._blocks or not n_rows:
             return NO_ROWS
-        rows, numbers = self._rows()
+        rows, _ = self._rows()
         index = rng.integers(len(rows), size=n_rows)
         if floors:
             index = self._above_floors(index, floors, rng)
