@@ -40,7 +40,7 @@ MIN_CELL_IMPRESSIONS = 30
 """Impressions that a group needs on average per creative before its preferences are compared."""
 
 
-N_EXPECTED_USERS = 256
+N_EXPECTED_USERS = 128
 """Users of a product, at most, from whom it is told which creatives each group is expected to prefer."""
 
 
