@@ -179,12 +179,11 @@ def choose_k(silhouettes: dict[int, float], current: int | None, tolerance: floa
     """
     best = max(silhouettes.values())
     chosen = min(k for k, value in silhouettes.items() if value >= best - tolerance)
-    if current not in silhouettes or current == chosen:
+    if current not in silhouettes or silhouettes[current] < best - tolerance - hysteresis:
         return chosen
-    if chosen < current:  # fewer groups have to be good enough by a margin
-        sure = min(k for k, value in silhouettes.items() if value >= best - tolerance + hysteresis)
-        return min(sure, current)
-    return current if silhouettes[current] >= best - tolerance - hysteresis else chosen
+    # Fewer groups than the current ones have to be good enough by a margin.
+    sure = [k for k, value in silhouettes.items() if value >= best - tolerance + hysteresis]
+    return min([*sure, current])
 
 
 def move_many(

@@ -186,12 +186,14 @@ class PreferenceLearner:
 
     def learn_many(self, labelled: LabelledRows) -> None:
         """Take as many steps as the rows need, each on new and replayed rows."""
+        if not len(labelled):
+            return
         if not self._head.n_steps:
             # The constants of the features are those of what is registered when learning starts.
             self._model.fit_features(self._bank.titles(), self._bank.images())
             self._average.vector.copy_(self._flat.vector)
-        # Corrections give no step of their own: they come as pairs that weigh nothing together. Every step takes an equal
-        # part from all over the rows, for corrections come last and would fill one alone.
+        # Corrections give no step of their own: they come as pairs that weigh nothing together. Every step takes an
+        # equal part from all over the rows, for corrections come last and would fill one alone.
         n_steps = max(1, round(float(labelled.weights.sum()) / self._settings.batch_rows))
         for step in range(n_steps):
             new = labelled.take(slice(step, None, n_steps))

@@ -208,7 +208,8 @@ class AttributeSearch:
             chosen = np.isin(index, positions)
             self._add(search, scores[chosen], labelled.take(chosen))
             self._changed[key] = None
-            if search.n_clicks >= ASKED_CLICKS[search.n_asked]:
+            # After a restart late clicks can be more than all the rows since then.
+            if search.n_rows > search.n_clicks >= ASKED_CLICKS[search.n_asked]:
                 findings += self._ask(search)
         return findings
 

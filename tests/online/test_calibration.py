@@ -5,10 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from online.calibration import SLOPE_RANGE, PreferenceCalibration
+from online.rows import LabelledRows, Rows
 from state.store import ChangeSet, Store
+
+
+def labelled(clicks: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> LabelledRows:
+    """Labels of whatever rows; all given but where ``weights`` say otherwise."""
+    labels = np.asarray(clicks, np.float32)
+    n = len(labels)
+    rows = Rows(np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros((n, 1), np.uint8))
+    return LabelledRows(rows, labels, np.asarray(np.ones(n) if weights is None else weights, np.float32))
 
 
 def observed(
@@ -24,7 +34,7 @@ def observed(
         base = np.log(0.06 / 0.94)
         clicks = (rng.random(1_000) < 1 / (1 + np.exp(-base - true_slope * preference))).astype(np.float32)
         p_click = (1 / (1 + np.exp(-base - preference))).astype(np.float32)
-        calibration.observe_many(clicks, p_click, preference)
+        calibration.observe_many(labelled(clicks), p_click, preference)
 
 
 def test_preferences_are_believed_at_first() -> None:
@@ -58,6 +68,21 @@ def test_users_without_preferences_tell_nothing() -> None:
     calibration = PreferenceCalibration()
     observed(calibration, 0.0, np.random.default_rng(6), n_rows=50_000, strength=0.0)
     assert calibration.slope == 1
+
+
+def test_a_label_that_is_taken_back_and_given_anew_is_as_if_it_had_been_known() -> None:
+    rng = np.random.default_rng(8)
+    clicks = (rng.random(2_000) < 0.3).astype(np.float32)
+    late = (clicks > 0) & (rng.random(2_000) < 0.5)
+    p_click, preference = np.full(2_000, 0.3, np.float32), rng.standard_normal(2_000)
+    at_once, corrected = PreferenceCalibration(), PreferenceCalibration()
+    at_once.observe_many(labelled(clicks), p_click, preference)
+    corrected.observe_many(labelled(np.where(late, 0, clicks)), p_click, preference)
+    assert abs(corrected.slope - at_once.slope) > 0.01
+    n_late = int(late.sum())
+    pairs = labelled([0] * n_late + [1] * n_late, [-1] * n_late + [1] * n_late)
+    corrected.observe_many(pairs, np.tile(p_click[late], 2), np.tile(preference[late], 2))
+    assert corrected.slope == pytest.approx(at_once.slope, abs=1e-9)
 
 
 def test_the_slope_survives_the_state(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import copy
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import chisquare
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, silhouette_score
@@ -123,22 +125,53 @@ def test_silhouettes_of_odd_labels_are_sklearns() -> None:
     assert found == [pytest.approx(expected[0], abs=1e-3), -1, pytest.approx(expected[1], abs=1e-3)]
 
 
+BUMP = {2: 0.3, 3: 0.5, 4: 0.4}
+RISING = {2: 0.40, 3: 0.50, 4: 0.55, 5: 0.58}
+
+
 @pytest.mark.parametrize(
-    ("silhouettes", "current", "hysteresis", "expected"),
+    ("silhouettes", "current", "tolerance", "hysteresis", "expected"),
     [
-        ({2: 0.3, 3: 0.5, 4: 0.4}, None, 0.1, 3),
-        ({2: 0.3, 3: 0.5, 4: 0.4}, 4, 0.2, 4),
-        ({2: 0.3, 3: 0.5, 4: 0.4}, 4, 0.05, 3),
-        ({2: 0.5, 3: 0.5}, None, 0.0, 2),
-        ({2: 0.5, 3: 0.5}, 3, 0.01, 3),
-        ({2: 0.5, 3: 0.9}, 7, 0.9, 3),
-        ({2: -0.5, 3: -0.1}, None, 0.0, 3),
+        pytest.param(BUMP, None, 0.0, 0.1, 3, id="without tolerance the best"),
+        pytest.param({2: -0.5, 3: -0.1}, None, 0.0, 0.0, 3, id="the best below 0"),
+        pytest.param({2: 0.5, 3: 0.5}, None, 0.0, 0.0, 2, id="the fewest of equals"),
+        pytest.param(BUMP, 4, 0.0, 0.2, 4, id="without tolerance the current one within the margin"),
+        pytest.param(BUMP, 4, 0.0, 0.05, 3, id="without tolerance the best beyond the margin"),
+        pytest.param(BUMP, 2, 0.0, 0.25, 2, id="without tolerance fewer within the margin"),
+        pytest.param({2: 0.5, 3: 0.9}, 7, 0.0, 0.9, 3, id="a current one that is not among them does not stay"),
+        pytest.param(RISING, None, 0.1, 0.0, 3, id="the fewest that are as good"),
+        pytest.param(RISING, None, 0.05, 0.0, 4, id="of a smaller tolerance more"),
+        pytest.param(RISING, None, 0.5, 0.0, 2, id="of a large one the fewest there are"),
+        pytest.param(RISING, 5, 0.1, 0.01, 3, id="fewer that are good enough by the margin"),
+        pytest.param(RISING, 5, 0.1, 0.03, 4, id="fewer, but not as few as are good enough barely"),
+        pytest.param(RISING, 4, 0.1, 0.03, 4, id="fewer that are good enough barely do not replace it"),
+        pytest.param(RISING, 5, 0.02, 0.1, 5, id="the best one where no fewer are as good"),
+        pytest.param(RISING, 5, 0.05, 0.1, 5, id="of a margin above the tolerance the current one within both"),
+        pytest.param({2: 0.5, 3: 0.3}, 3, 0.05, 0.1, 2, id="of a margin above the tolerance fewer beyond both"),
+        pytest.param(RISING, 3, 0.1, 0.05, 3, id="the one that is chosen"),
+        pytest.param(RISING, 2, 0.1, 0.1, 2, id="fewer groups stay while they are nearly as good"),
+        pytest.param(RISING, 2, 0.1, 0.07, 3, id="more replace fewer that are worse by the margin"),
     ],
 )
-def test_k_is_the_best_silhouette_with_hysteresis(
-    silhouettes: dict[int, float], current: int | None, hysteresis: float, expected: int
+def test_k_is_the_fewest_groups_that_are_as_good_with_hysteresis(
+    silhouettes: dict[int, float], current: int | None, tolerance: float, hysteresis: float, expected: int
 ) -> None:
-    assert choose_k(silhouettes, current, hysteresis) == expected
+    assert choose_k(silhouettes, current, tolerance, hysteresis) == expected
+
+
+SILHOUETTES = st.dictionaries(st.integers(2, 9), st.integers(-100, 100).map(lambda n: n / 100), min_size=1)
+
+
+@given(SILHOUETTES, st.integers(2, 9), st.integers(0, 50), st.integers(0, 50))
+def test_a_k_that_replaces_another_is_good_enough_and_stays(
+    silhouettes: dict[int, float], current: int, tolerance: int, hysteresis: int
+) -> None:
+    # Fractions of a hundredth keep the thresholds clear of the silhouettes, so that no rounding decides.
+    settings = (tolerance + 0.25) / 100, (hysteresis + 0.5) / 100
+    chosen = choose_k(silhouettes, current, *settings)
+    if chosen != current:
+        assert silhouettes[chosen] >= max(silhouettes.values()) - settings[0]
+        assert choose_k(silhouettes, chosen, *settings) == chosen
 
 
 # --- The group feature, Eq. 6
@@ -350,7 +383,8 @@ def test_reclustering_finds_the_groups_and_keeps_their_numbers_while_the_encoder
     clustering = new_clustering((2, 3, 4))
     observe(clustering, points, np.arange(300, dtype=np.uint32), 0, reservoir_users=300)
     silhouettes = recluster(clustering, points, np.random.default_rng(0))
-    assert choose_k(silhouettes, None, 0.02) == 3
+    assert choose_k(silhouettes, None, 0.0, 0.02) == 3
+    assert choose_k(silhouettes, None, 0.1, 0.02) == 3
     assert silhouettes[3] == pytest.approx(silhouette_score(points, truth), abs=1e-3)
     assert adjusted_rand_score(truth, clustering.labels[3]) == 1
     before = clustering.labels[3].copy()

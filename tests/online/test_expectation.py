@@ -7,13 +7,16 @@ import pytest
 
 from online.ctr import shrink
 from online.expectation import (
+    CAUTION,
     MAX_LOG_RELATIVE,
+    PRIOR_INFORMATION,
     Expectations,
     expected_log_relative,
     group_ctrs,
     read_relative_ctrs,
     slope,
 )
+from online.rows import LabelledRows, Rows
 from state.reading import open_view
 from state.records import SlopeRecord
 from state.store import ChangeSet, Store
@@ -48,6 +51,14 @@ def test_expectations_are_bounded():
     assert np.abs(expected_log_relative(p, np.array([0, 1]), 2)).max() == MAX_LOG_RELATIVE
 
 
+def labelled(creatives, clicks, weights=None):
+    n = len(creatives)
+    rows = Rows(np.zeros(n, np.int64), np.asarray(creatives), np.zeros((n, 1), np.uint8))
+    return LabelledRows(
+        rows, np.asarray(clicks, np.float32), np.asarray(np.ones(n) if weights is None else weights, np.float32)
+    )
+
+
 def observed(expectations, log_relative, true_slope, rng, n_rows=40_000, batch_rows=1_000):
     """Show creatives by chance to users who follow the expectation ``true_slope`` times."""
     for _ in range(n_rows // batch_rows):
@@ -56,9 +67,8 @@ def observed(expectations, log_relative, true_slope, rng, n_rows=40_000, batch_r
         base = logit(0.06)
         clicks = (rng.random(batch_rows) < 1 / (1 + np.exp(-base - true_slope * expected))).astype(np.float32)
         predicted = (1 / (1 + np.exp(-base - expected))).astype(np.float32)
-        expectations.observe_many(
-            "p", "shoes", np.array(GROUPS)[groups], np.array(CREATIVES)[columns], clicks, predicted
-        )
+        given = labelled(np.array(CREATIVES)[columns], clicks)
+        expectations.observe_many("p", "shoes", np.array(GROUPS)[groups], given, predicted)
 
 
 @pytest.fixture
@@ -95,11 +105,14 @@ def test_nothing_counts_before_it_has_proved_right(expectations):
 @pytest.mark.parametrize(
     ("of_all", "of_category", "expected"),
     [
-        ((96, 96), None, 0.96),  # a new category is as the others are
-        ((96, 96), (396, 396), 1.0),
+        ((96, 96), None, 0.86),  # a new category is as the others are, but for a standard error of a tenth
+        ((96, 96), (396, 396), 0.999),
         ((96, 96), (-10, 36), 0.0),
-        ((96, 96), (0, 36), 0.096),
+        ((96, 96), (0, 36), 0.086),
         ((-50, 40), None, 0.0),
+        ((2, 0), None, 0.0),  # half a standard deviation, which chance explains
+        ((9.6, 96), None, 0.0),
+        ((19.2, 96), None, 0.092),
         (None, (16, 36), 0.4),
         ((1e6, 100), None, 1.0),
     ],
@@ -107,6 +120,51 @@ def test_nothing_counts_before_it_has_proved_right(expectations):
 def test_a_category_has_the_slope_of_all_until_it_shows_its_own(of_all, of_category, expected):
     records = [record and SlopeRecord(*record) for record in (of_all, of_category)]
     assert slope(*records) == pytest.approx(expected, abs=0.005)
+
+
+def test_caution_is_in_standard_errors_of_the_slope_of_all_alone():
+    for information in (12.0, 96.0, 9_996.0):
+        record = SlopeRecord(0.7 * (information + PRIOR_INFORMATION), information)
+        error = (information + PRIOR_INFORMATION) ** -0.5
+        assert slope(record, None) == pytest.approx(0.7 - CAUTION * error, abs=1e-9)
+    # What a category has shown itself is not held against it: only the belief that it starts from is cautious.
+    of_category = SlopeRecord(0.7 * 9_996, 9_996)
+    without, with_all = slope(None, of_category), slope(SlopeRecord(70, 96), of_category)
+    assert 0 < with_all - without < PRIOR_INFORMATION / 9_996
+
+
+def test_what_chance_explains_is_not_believed_in_most_worlds(log_relative):
+    found = []
+    for seed in range(40):
+        expectations = Expectations()
+        expectations.put("p", GROUPS, CREATIVES, log_relative)
+        observed(expectations, log_relative, 0.0, np.random.default_rng(seed), n_rows=2_000)
+        # A category of its own: what is believed of it is what all have shown.
+        found.append(np.log(expectations.relative_ctrs("p", "hats", [2], [4])[0, 0]) / log_relative[0, 0])
+    assert np.mean(np.array(found) == 0) >= 0.75  # without caution in half of them
+
+
+def test_a_click_that_comes_late_is_as_if_it_had_been_known(log_relative):
+    rng = np.random.default_rng(9)
+    n = 4_000
+    places, columns = rng.integers(2, size=n), rng.integers(3, size=n)
+    groups, creatives = np.array(GROUPS)[places], np.array(CREATIVES)[columns]
+    p_click = (0.2 * np.exp(log_relative[places, columns])).astype(np.float32)
+    clicks = rng.random(n) < p_click
+    late = clicks & (rng.random(n) < 0.5)
+    weights = []
+    for corrected in (False, True):
+        expectations = Expectations()
+        expectations.put("p", GROUPS, CREATIVES, log_relative)
+        labels = clicks & ~late if corrected else clicks
+        expectations.observe_many("p", "shoes", groups, labelled(creatives, labels), p_click)
+        if corrected:
+            assert weight(expectations, log_relative) < weights[0] - 0.05
+            signs = np.repeat([-1, 1], late.sum())
+            pairs = labelled(np.tile(creatives[late], 2), signs > 0, signs)
+            expectations.observe_many("p", "shoes", np.tile(groups[late], 2), pairs, np.tile(p_click[late], 2))
+        weights.append(weight(expectations, log_relative))
+    assert weights[1] == pytest.approx(weights[0], abs=1e-6)
 
 
 def test_tastes_that_turn_round_take_the_trust_away_before_anybody_says_so(expectations, log_relative):
@@ -141,7 +199,8 @@ def test_unknown_products_groups_and_creatives_are_expected_to_be_as_all_are(exp
     assert (found[0, :2] < 1).all()
     before = weight(expectations, log_relative)
     nobody = np.array([77, 2, 77]), np.array([4, 55, 55])
-    expectations.observe_many("p", "shoes", *nobody, np.ones(3, np.float32), np.full(3, 0.1, np.float32))
+    group_ids, creatives = nobody
+    expectations.observe_many("p", "shoes", group_ids, labelled(creatives, np.ones(3)), np.full(3, 0.1, np.float32))
     assert weight(expectations, log_relative) == pytest.approx(before, abs=1e-3)
 
 

@@ -17,8 +17,10 @@ from online.gated import GatedModel
 from online.learner import Encoder, LearnerHead, PreferenceLearner
 from online.mismatch import WeightsMismatchError
 from online.model import FlatParameters
+from online.relevance import AttributeSearch, Finding
 from online.rows import LabelledRows, Rows
 from online.settings import ModelSettings
+from online.warm_up import ValueWarmUp
 from state.store import ChangeSet, Store, Table
 
 CARDINALITIES = (4, 5, 6)
@@ -193,6 +195,74 @@ def test_it_goes_on_from_the_state_bit_by_bit(tmp_path: Path) -> None:
             assert txn.count(Table.REPLAY) == 7  # 1,000 rows in blocks of 150
 
 
+def head_of(model: PreferenceLearner) -> LearnerHead:
+    changes = ChangeSet()
+    model.write(changes)
+    return decoded_head(changes)
+
+
+def decoded_head(changes: ChangeSet) -> LearnerHead:
+    value = changes.get(Table.LEARNER, b"head")
+    assert value is not None
+    return msgspec.msgpack.decode(value, type=LearnerHead)
+
+
+def test_it_goes_on_from_the_state_bit_by_bit_while_an_attribute_is_averaged_anew(tmp_path: Path) -> None:
+    undisturbed, restarted = learner(seed=2), learner(seed=2)
+    for model in (undisturbed, restarted):
+        learn(model, draw(4_000, 1))
+        step_by_step(model, draw(64, 2))
+        model.relearn([0], CATEGORIES)
+    with Store(tmp_path, map_size_mib=32, sync=False) as store:
+        for step in range(4):
+            changes = [ChangeSet(), ChangeSet()]
+            for model, change in zip((undisturbed, restarted), changes, strict=True):
+                model.write(change)
+                model.learn_many(draw(128, 100 + step))
+            assert list(changes[0]) == list(changes[1]), step
+            head = decoded_head(changes[1])
+            # Learning has shown which attribute decides: its average alone starts anew.
+            assert head.averaged_since == [head.n_steps - 2 * step, 0, 0, 0]
+            store.commit(changes[1])
+            restarted = learner(seed=2)
+            with store.read() as txn:
+                restarted.restore(txn)
+            restarted.learn_many(draw(128, 100 + step))
+
+
+def test_the_average_of_an_attribute_that_is_learnt_anew_follows_its_weights_sooner(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ValueWarmUp, "fill", lambda *_: None)
+    settings = SETTINGS.model_copy(update={"ema_steps": 10_000})
+    still, anew = learn(learner(settings), draw(4_000, 1)), learn(learner(settings), draw(4_000, 1))
+    before = weights_of(anew)[1]
+    anew.relearn([0, 1], CATEGORIES)
+    # Rows of products that relearn weigh more: only the average is to differ here.
+    anew._head.stressed_until.clear()
+    anew._head.replay_floors.clear()
+    for model in (still, anew):
+        model.learn_many(draw(64, 2))
+    (weights, average), (same, average_still) = weights_of(anew), weights_of(still)
+    assert np.array_equal(weights, same)
+    owners = anew.new_model().field_of_parameter().numpy()
+    restarted = [field for field, since in enumerate(head_of(anew).averaged_since) if since]
+    own = np.isin(owners, restarted)
+    assert 0 < own.sum() < own.size
+    assert average[~own] == pytest.approx(average_still[~own], abs=1e-6)
+    assert average[own] == pytest.approx(before[own] + 0.8 * (weights - before)[own], abs=1e-5)
+    assert np.abs(average - average_still)[own].max() > 1e-3
+
+
+def weights_of(model: PreferenceLearner) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return the weights, and their average."""
+    changes = ChangeSet()
+    model.write(changes)
+    weights = changes.get(Table.LEARNER, b"weights")
+    assert weights is not None
+    return np.frombuffer(weights, np.float32), np.frombuffer(model.average_weights(), np.float32)
+
+
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     model, changes = learner(), ChangeSet()
     model.learn_many(draw(10, 1))
@@ -245,6 +315,21 @@ def test_another_attribute_that_decides_is_found_and_heeded(seed: int) -> None:
     assert auroc(model, asked, 1) > 0.65
 
 
+def test_an_attribute_is_averaged_anew_once_it_is_heeded_instead_of_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = learn(learner(), draw(2_000, 1))
+    found = Finding([1], 1, np.random.default_rng(0).standard_normal((CARDINALITIES[1], 3)))
+    monkeypatch.setattr(AttributeSearch, "observe_many", lambda *_: [found])
+    assert heeded(model)[1] != 1
+    step_by_step(model, draw(64, 2))
+    assert heeded(model)[1] == 1
+    n_steps = head_of(model).n_steps
+    assert head_of(model).averaged_since == [0, n_steps - 1, 0, 0]
+    step_by_step(model, draw(64, 3))  # told again, which changes nothing
+    assert head_of(model).averaged_since == [0, n_steps - 1, 0, 0]
+
+
 def test_the_attribute_stays_when_tastes_only_turn_round() -> None:
     model = learn(learner(), draw(12_000, 1))
     model.relearn([0, 1], CATEGORIES)
@@ -261,14 +346,26 @@ def test_rows_of_a_product_that_relearns_weigh_more() -> None:
     assert still.average_weights() != learn(stressed, draw(64, 2)).average_weights()
 
 
-def test_corrections_are_spread_over_the_steps_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("n_new", "n_late", "steps", "taken_back"),
+    [
+        pytest.param(180, 0, [60, 60, 60], [0, 0, 0], id="as many steps as new rows need"),
+        pytest.param(180, 30, [80, 80, 80], [10, 10, 10], id="corrections are spread and give no step of their own"),
+        pytest.param(0, 90, [180], [90], id="but one, where there is nothing else"),
+        pytest.param(20, 1, [22], [1], id="a few rows are one step"),
+    ],
+)
+def test_the_steps_of_a_batch(
+    monkeypatch: pytest.MonkeyPatch, n_new: int, n_late: int, steps: list[int], taken_back: list[int]
+) -> None:
     taken: list[LabelledRows] = []
     monkeypatch.setattr(PreferenceLearner, "_step", lambda self, labelled: taken.append(labelled))
-    new, late = draw(150, 1), draw(30, 2)
-    labelled = LabelledRows.concatenate([new, LabelledRows(late.rows, late.clicks, -late.weights)])
+    late = draw(n_late, 2)
+    pairs = [LabelledRows(late.rows, 0 * late.clicks, -late.weights), late]
+    labelled = LabelledRows.concatenate([draw(n_new, 1), *pairs])
     learner(SETTINGS.model_copy(update={"replay_ratio": 0.0})).learn_many(labelled)
-    assert [len(step) for step in taken] == [60, 60, 60]
-    assert [int((step.weights < 0).sum()) for step in taken] == [10, 10, 10]
+    assert [len(step) for step in taken] == steps
+    assert [int((step.weights < 0).sum()) for step in taken] == taken_back
 
 
 def test_a_floor_below_all_that_is_kept_is_forgotten(tmp_path: Path) -> None:
@@ -277,10 +374,6 @@ def test_a_floor_below_all_that_is_kept_is_forgotten(tmp_path: Path) -> None:
     floors = []
     for step in range(8):
         learn(model, draw(200, 10 + step))
-        changes = ChangeSet()
-        model.write(changes)
-        head = next(value for table, key, value in changes if (table, key) == (Table.LEARNER, b"head"))
-        assert head is not None
-        floors.append(msgspec.msgpack.decode(head, type=LearnerHead).replay_floors)
+        floors.append(head_of(model).replay_floors)
     assert floors[0] == {1: 5}
     assert floors[-1] == {}

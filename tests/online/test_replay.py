@@ -33,8 +33,61 @@ def test_replay_leaves_out_what_a_product_has_forgotten() -> None:
     sampled = replay.sample(2_000, {0: 1, 1: 3}, np.random.default_rng(0))
     # Block 0 and 1 lie below their product's floor, 2 and 3 do not.
     assert set(sampled.rows.creatives.tolist()) == {2, 3}
-    assert 800 < len(sampled) < 1_200
+    # None above it: nothing can come in their place.
     assert len(replay.sample(100, {0: 99, 1: 99}, np.random.default_rng(0))) == 0
+
+
+def test_what_is_learnt_anew_keeps_its_share() -> None:
+    replay = Replay(1_000)
+    for number, (n, product) in enumerate([(300, 0), (100, 1), (90, 2), (10, 0)]):
+        replay.append(number, block(n, product, number))
+    sampled = replay.sample(20_000, {0: 3}, np.random.default_rng(0))
+    assert len(sampled) == 20_000
+    found = np.bincount(sampled.rows.creatives, minlength=4) / 20_000
+    # The 10 rows of product 0 above its floor stand for all 310 that it has; the others' shares stay.
+    assert found == pytest.approx([0, 100 / 500, 90 / 500, 310 / 500], abs=0.015)
+
+
+def test_rows_below_a_floor_are_replaced_by_those_of_any_product_that_is_learnt_anew() -> None:
+    replay = Replay(1_000)
+    for number, (n, product) in enumerate([(100, 0), (100, 1), (100, 2), (10, 1), (30, 2)]):
+        replay.append(number, block(n, product, number))
+    # Product 0 has none above its floor, 1 and 2 have 10 and 30; product 3 has fallen out altogether.
+    sampled = replay.sample(20_000, {0: 9, 1: 3, 2: 4, 3: 2}, np.random.default_rng(0))
+    assert len(sampled) == 20_000
+    found = np.bincount(sampled.rows.creatives, minlength=5) / 20_000
+    assert found == pytest.approx([0, 0, 0, 0.25, 0.75], abs=0.015)
+
+
+def test_rows_below_a_floor_are_left_out_where_there_are_none_above_any() -> None:
+    replay = Replay(1_000)
+    replay.append(0, block(300, 0, 0))
+    replay.append(1, block(100, 1, 1))
+    sampled = replay.sample(8_000, {0: 1}, np.random.default_rng(0))
+    assert set(sampled.rows.creatives.tolist()) == {1}
+    assert len(sampled) == pytest.approx(8_000 / 4, rel=0.06)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 6), st.integers(0, 2)), min_size=1, max_size=8),
+    st.dictionaries(st.integers(0, 4), st.integers(0, 9)),
+    st.integers(0, 99),
+)
+def test_no_row_below_its_floor_and_none_taken_back_is_ever_drawn(
+    blocks: list[tuple[int, int, int]], floors: dict[int, int], seed: int
+) -> None:
+    replay = Replay(1_000)
+    for number, (product, n, n_taken_back) in enumerate(blocks):
+        rows = block(n, product, number)
+        taken_back = rows.take(slice(0, n_taken_back))
+        back = LabelledRows(taken_back.rows, taken_back.clicks, -taken_back.weights)
+        replay.append(number, LabelledRows.concatenate([rows, back]))
+    sampled = replay.sample(200, floors, np.random.default_rng(seed))
+    products, numbers = sampled.rows.products, sampled.rows.creatives
+    assert all(number >= floors.get(product, 0) for product, number in zip(products, numbers, strict=True))
+    assert (sampled.weights > 0).all()
+    emptied = {number for number, (_, n, n_taken_back) in enumerate(blocks) if n_taken_back >= n}
+    assert not emptied & set(numbers.tolist())
 
 
 def test_replay_is_uniform_over_rows() -> None:

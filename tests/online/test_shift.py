@@ -10,22 +10,26 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from online.settings import FALSE_ALARM_SCALE, ShiftSettings
+from online.settings import FALSE_ALARMS, ShiftSettings
 from online.shift import (
     OPPOSITION,
     CellCounts,
     Observed,
     Shift,
     ShiftDetection,
+    Sum,
     opposition_scores,
     own_preferences,
 )
 from state.store import ChangeSet, Store, Table
+from streams.events import ShiftScope
 
-# Fixed here, so that the cases stay what they are when the defaults are tuned.
+# Fixed here, so that the cases stay what they are when the defaults are tuned: a product's sum raises the alarm at
+# 12 nats. That of a category does so at 9.3, which follows.
+SCALE, SHARE = FALSE_ALARMS["product"]
 SETTINGS = ShiftSettings(
     warm_up_impressions=500,
-    false_alarms_per_million=FALSE_ALARM_SCALE * math.exp(-12),
+    false_alarms_per_million=SCALE / SHARE * math.exp(-12),
     min_impressions=200,
     cool_down_impressions=3_000,
 )
@@ -35,9 +39,32 @@ CELLS: CellCounts = {(1, "a"): (60, 6), (2, "a"): (40, 1)}
 Draw = Callable[[int], npt.NDArray[np.float64]]
 
 
-@pytest.mark.parametrize(("per_million", "nats"), [(500, 2.08), (5, 6.68), (1, 8.29), (0.01, 12.9)])
-def test_fewer_accepted_false_alarms_raise_the_threshold(per_million: float, nats: float) -> None:
-    assert ShiftSettings(false_alarms_per_million=per_million).threshold == pytest.approx(nats, abs=0.01)
+@pytest.mark.parametrize(
+    ("per_million", "scope", "nats"),
+    [
+        (500, "category", 1.15),
+        (500, "product", 3.84),
+        (5, "category", 5.75),
+        (5, "product", 8.45),
+        (0.01, "category", 11.97),
+        (0.01, "product", 14.66),
+    ],
+)
+def test_fewer_accepted_false_alarms_raise_the_threshold(per_million: float, scope: ShiftScope, nats: float) -> None:
+    found = ShiftSettings(false_alarms_per_million=per_million).threshold(scope)
+    assert found == pytest.approx(nats, abs=0.01)
+
+
+@pytest.mark.parametrize("per_million", [0.1, 5, 50])
+def test_the_false_alarms_of_both_scopes_together_are_those_accepted(per_million: float) -> None:
+    settings = ShiftSettings(false_alarms_per_million=per_million)
+    by_scope = [scale * math.exp(-settings.threshold(scope)) for scope, (scale, _) in FALSE_ALARMS.items()]
+    assert sum(by_scope) == pytest.approx(per_million)
+
+
+def given(product: str, category: str | None, scores: npt.NDArray[np.float64], cells: CellCounts) -> Observed:
+    """New labels."""
+    return Observed(product, category, scores, np.ones(len(scores), np.float32), cells)
 
 
 def feed(
@@ -45,7 +72,7 @@ def feed(
 ) -> Iterator[tuple[int, Shift]]:
     """Feed n impressions in batches; yield each shift with the number of impressions up to it."""
     for end in range(BATCH, n + 1, BATCH):
-        for shift in detection.observe_many([Observed(product, None, scores(BATCH), cells)]):
+        for shift in detection.observe_many([given(product, None, scores(BATCH), cells)]):
             yield end, shift
 
 
@@ -84,7 +111,9 @@ def test_the_default_settings_raise_few_false_alarms() -> None:
     n_alarms = sum(
         len(list(feed(ShiftDetection(ShiftSettings()), 50_000, taste_scores(seed, 1)))) for seed in range(20)
     )
-    assert n_alarms <= 4  # in a million impressions
+    # A million impressions of products without a category: 0.6 of the two alarms that are accepted are theirs. More
+    # than three of them by chance have a probability below 1%.
+    assert n_alarms <= 3
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -95,7 +124,7 @@ def test_tastes_that_turn_round_are_found_and_placed(seed: int) -> None:
     assert len(found) == 1
     after, shift = found[0]
     assert shift.product_id == "p"
-    assert shift.statistic >= SETTINGS.threshold
+    assert shift.statistic >= SETTINGS.threshold("product")
     # The change is placed where it was, to within some batches, and its evidence is what came since.
     assert abs(shift.n_impressions - after) <= 400
     n_batches = shift.n_impressions // BATCH
@@ -150,6 +179,76 @@ def test_sums(batches: list[float], expected: tuple[int, float] | None) -> None:
         assert found[0].statistic == pytest.approx(expected[1])
 
 
+# --- Labels that are taken back
+
+
+def corrections(old: npt.ArrayLike, new: npt.ArrayLike) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
+    """Scores and weights of labels that are taken back and of those given in their place."""
+    scores = np.concatenate([np.atleast_1d(old), np.atleast_1d(new)]).astype(np.float64)
+    return scores, np.repeat(np.array([-1, 1], np.float32), len(scores) // 2)
+
+
+@pytest.mark.parametrize(
+    ("value", "old", "new", "expected"),
+    [
+        pytest.param(5.0, [0.5], [-1.0], (3.5, 100), id="a click that speaks against a change"),
+        pytest.param(5.0, [-1.0], [0.5], (6.5, 100), id="one that speaks for it"),
+        pytest.param(5.0, [0.2, -0.1], [-0.3, 0.4], (5.0, 100), id="two that cancel"),
+        pytest.param(5.0, [1.0, 1.0], [-1.0, -2.0], (0.0, 0), id="a sum that was wrong starts anew"),
+        pytest.param(5.0, [1.0, 1.0], [-1.0, -8.0], (0.0, 0), id="and never falls below zero"),
+    ],
+)
+def test_a_label_taken_back_adds_the_difference_and_no_score(
+    value: float, old: list[float], new: list[float], expected: tuple[float, int]
+) -> None:
+    total = Sum(value, 100)
+    total.add(*corrections(old, new))
+    assert total.value == pytest.approx(expected[0])
+    assert total.n_scores == expected[1]
+
+
+def test_a_sum_of_a_batch_with_corrections_is_that_of_the_labels_that_hold() -> None:
+    rng = np.random.default_rng(0)
+    scores, wrong = rng.uniform(0.1, 0.5, 50), rng.uniform(-0.2, 0.5, 20)
+    at_once, corrected = Sum(), Sum()
+    at_once.add(scores, np.ones(50, np.float32))
+    corrected.add(np.concatenate([wrong, scores[20:]]), np.ones(50, np.float32))
+    assert corrected.value != pytest.approx(at_once.value)
+    corrected.add(*corrections(wrong, scores[:20]))
+    assert corrected.value == pytest.approx(at_once.value)
+    assert corrected.n_scores == at_once.n_scores == 50
+
+
+def test_corrections_bring_the_alarm_but_neither_warm_up_nor_evidence() -> None:
+    detection = ShiftDetection(SETTINGS)
+    pairs = Observed("p", None, *corrections([-0.1] * 40, [0.1] * 40), {})
+    for _ in range(20):  # no label is new: the warm-up is not over, however many are corrected
+        assert detection.observe_many([pairs]) == []
+    assert detection._detectors["p"].n_seen == 0
+    list(feed(detection, SETTINGS.warm_up_impressions, constant(0.0)))
+    assert list(feed(detection, 200, constant(0.05))) == []  # 10 nats of the 12
+    (shift,) = detection.observe_many([pairs])
+    assert shift.statistic == pytest.approx(18)
+    assert shift.n_impressions == 200
+    assert shift.cells == {key: (2 * n, 2 * x) for key, (n, x) in CELLS.items()}
+
+
+def test_corrections_take_a_suspicion_of_a_category_back() -> None:
+    alarms = {}
+    for taken_back in (False, True):
+        detection = ShiftDetection(SETTINGS)
+        everybody = dict.fromkeys(PRODUCTS, constant(0.0))
+        list(feed_category(detection, 600, everybody))
+        # 20 of each of five products: 2 nats a batch, of 9.3.
+        assert list(feed_category(detection, 80, dict.fromkeys(PRODUCTS, constant(0.02)))) == []
+        if taken_back:
+            pairs = corrections([0.02] * 30, [-0.02] * 30)
+            assert detection.observe_many([Observed(product, "lamps", *pairs, {}) for product in PRODUCTS]) == []
+        alarms[taken_back] = [at for at, _ in feed_category(detection, 200, dict.fromkeys(PRODUCTS, constant(0.02)))]
+    assert alarms[False][0] == 20
+    assert alarms[True][0] == 80  # 6 nats later
+
+
 PRODUCTS = [f"p{number}" for number in range(5)]
 
 
@@ -158,7 +257,7 @@ def feed_category(
 ) -> Iterator[tuple[int, Shift]]:
     """Feed n impressions of every product, 20 of each in a batch; yield shifts with the impressions of a product."""
     for end in range(20, n + 1, 20):
-        observed = [Observed(product, category, draw(20), CELLS) for product, draw in scores.items()]
+        observed = [given(product, category, draw(20), CELLS) for product, draw in scores.items()]
         for shift in detection.observe_many(observed):
             yield end, shift
 
@@ -177,7 +276,7 @@ def test_products_of_a_category_are_found_together_and_sooner_than_one_by_one(se
     together = [shift.product_id for at, shift in found["lamps"] if at == first]
     assert shift.scope == "category"
     assert len(together) >= 4
-    assert shift.statistic >= SETTINGS.threshold
+    assert shift.statistic >= SETTINGS.threshold("category")
     assert all(shift.scope == "product" for _, shift in found[None])
     # The median of the products' own alarms.
     assert first < sorted(at for at, _ in found[None])[2]
@@ -191,14 +290,16 @@ def test_a_category_keeps_out_the_product_whose_tastes_stay() -> None:
     assert {shift.product_id for _, shift in feed_category(detection, 1_500, after)} == {"p0", "p1", "p3", "p4"}
 
 
-@pytest.mark.parametrize(("per_million", "most"), [(5, 10), (50, 80)])
-def test_false_alarms_are_about_as_rare_as_is_asked_for(per_million: float, most: int) -> None:
+@pytest.mark.parametrize(("per_million", "least", "most"), [(5, 1, 11), (50, 25, 71)])
+def test_false_alarms_are_about_as_rare_as_is_asked_for(per_million: float, least: int, most: int) -> None:
+    # Three standard deviations of their number to either side of what is accepted; fewer would do no harm, but half of
+    # them would mean a threshold that finds changes later than it could.
     alarms = 0
     for seed in range(4):  # 250,000 impressions each
         detection = ShiftDetection(ShiftSettings(false_alarms_per_million=per_million))
         scores = {product: taste_scores(10 * seed + place, 1) for place, product in enumerate(PRODUCTS)}
         alarms += len({at for at, _ in feed_category(detection, 50_000, scores)})
-    assert alarms <= most
+    assert least <= alarms <= most
 
 
 def test_a_product_that_moves_to_another_category_starts_anew_there() -> None:
@@ -230,7 +331,7 @@ def test_a_detector_goes_on_from_the_state(tmp_path: Path) -> None:
         for n_batch in range(80):
             scores = (before if n_batch < 60 else after)(BATCH)
             changes = ChangeSet()
-            observed = [Observed("p", "lamps", scores, CELLS), Observed("q", "lamps", scores / 2, CELLS)]
+            observed = [given("p", "lamps", scores, CELLS), given("q", "lamps", scores / 2, CELLS)]
             outcomes[0].append(undisturbed.observe_many(observed))
             outcomes[1].append(restarted.observe_many(observed))
             restarted.write(changes)
@@ -248,7 +349,7 @@ def test_a_parked_product_is_not_named_with_its_category_and_returns_with_its_ev
     detection, before, after = ShiftDetection(SETTINGS), taste_scores(0, 1), taste_scores(2, -1)
 
     def observe(product_ids: str, scores: np.ndarray) -> list[str]:
-        observed = [Observed(product_id, "lamps", scores, CELLS) for product_id in product_ids]
+        observed = [given(product_id, "lamps", scores, CELLS) for product_id in product_ids]
         return [shift.product_id for shift in detection.observe_many(observed)]
 
     for _ in range(20):
