@@ -146,10 +146,11 @@ def likeness(scores: Floats, squares: Floats, by_value: Floats, counts: Floats) 
     left, sizes, _ = np.linalg.svd(excess, full_matrices=False)
     left, sizes = left[:, :MAX_AXES], sizes[:MAX_AXES]
     by_chance = np.sqrt(max((counts > 0).sum() - 1, 1)) + np.sqrt(len(scores))
-    shrunk = sizes**2 / (sizes**2 + by_chance**2)
-    # Back to means by row, each value shrunk towards the middle as far as it has few.
+    shrunk = sizes**2 / (sizes**2 + by_chance**2)  # (R,)
+    # Back to means by row, each value shrunk towards the middle as far as it has few: along a direction that hardly
+    # differs more than others.
     share = np.sqrt(counts / n_rows)[:, None]
-    return np.asarray(left * shrunk * share / (share**2 + 1.0 / np.maximum(sizes.max() ** 2, 1e-30)))
+    return np.asarray(left * shrunk * share / (share**2 + 1.0 / np.maximum(sizes**2, 1e-30)))
 
 
 MAX_AXES = 3
