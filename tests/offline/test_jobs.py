@@ -156,13 +156,18 @@ def schedule(settings, state_path, enough, **options):
     return records
 
 
+def in_turn(records):
+    """Return the records without those of starts that came while a run was still going, as on a busy machine."""
+    return [record for record in records if "still going" not in (record.reason or "")]
+
+
 def test_the_schedule_repeats_and_ends_on_sigterm(state_writer, settings):
     writer = state_writer()
     writer.conflict("p1")
     writer.commit()
-    records = schedule(settings, writer.path, lambda records: len(records) >= 3)
-    assert [record.outcome for record in records[:3]] == ["built", "skipped", "skipped"]
-    assert read_runs(settings) == records
+    records = schedule(settings, writer.path, lambda records: len(in_turn(records)) >= 3)
+    assert [record.outcome for record in in_turn(records)[:3]] == ["built", "skipped", "skipped"]
+    assert sorted(read_runs(settings), key=lambda run: run.run_id) == sorted(records, key=lambda run: run.run_id)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("end-schedule")]
 
 
@@ -178,8 +183,8 @@ def test_a_failing_run_does_not_end_the_schedule(state_writer, settings, monkeyp
         return real(store, settings)
 
     monkeypatch.setattr(jobs, "take_snapshot", fails_first)
-    records = schedule(settings, writer.path, lambda records: len(records) >= 2)
-    assert [record.outcome for record in records[:2]] == ["failed", "built"]
+    records = schedule(settings, writer.path, lambda records: any(record.outcome == "built" for record in records))
+    assert [record.outcome for record in in_turn(records)[:2]] == ["failed", "built"]
     assert records[0].reason == "MemoryError: no room"
 
 
