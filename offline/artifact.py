@@ -8,7 +8,6 @@ reader sees it.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from state.files import sync_file
 
 MANIFEST = "manifest.json"
 
@@ -240,7 +241,7 @@ def _finish(draft: ArtifactDraft, created_at_ms: int) -> Artifact:
     """Hash and sync the files, then make the artifact visible by its manifest."""
     files = {}
     for path in sorted(draft.path.iterdir()):
-        _sync(path)
+        sync_file(path)
         files[path.name] = FileEntry(n_bytes=path.stat().st_size, sha256=_sha256(path))
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -253,11 +254,11 @@ def _finish(draft: ArtifactDraft, created_at_ms: int) -> Artifact:
     )
     unnamed = draft.path / f".{MANIFEST}"
     unnamed.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
-    _sync(unnamed)
-    _sync(draft.path)
+    sync_file(unnamed)
+    sync_file(draft.path)
     unnamed.replace(draft.path / MANIFEST)
-    _sync(draft.path)
-    _sync(draft.path.parent)
+    sync_file(draft.path)
+    sync_file(draft.path.parent)
     return Artifact(draft.path, manifest)
 
 
@@ -283,11 +284,3 @@ def _read_manifest(path: Path, content: bytes, kind: str, version: int) -> Manif
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

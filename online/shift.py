@@ -177,8 +177,7 @@ class ShiftDetection:
         for category, items in by_category.items():
             total = self._categories.setdefault(category, Sum())
             self._changed_categories[category] = None
-            for_all = [np.concatenate(parts) for parts in zip(*((i.scores, i.weights) for i in items), strict=True)]
-            total.add(*for_all)
+            total.add(np.concatenate([item.scores for item in items]), np.concatenate([item.weights for item in items]))
             if self._is_alarm(total, "category"):
                 for product_id in self._supporting(category):
                     shift = _shift(product_id, "category", total.value, self._detectors[product_id])

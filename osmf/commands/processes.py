@@ -14,6 +14,8 @@ from osmf.commands.common import Json, command_settings, fail, until_signal
 if TYPE_CHECKING:
     from state.store import Store
 
+UntilIdle = Annotated[float | None, typer.Option(min=0, help="End when nothing has come for this long, seconds.")]
+
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder that the run writes; what a former run left there goes.")] = Path(
@@ -61,9 +63,7 @@ def broker(
 
 
 def online(
-    until_idle_s: Annotated[
-        float | None, typer.Option(min=0, help="End when nothing has come for this long, seconds.")
-    ] = None,
+    until_idle_s: UntilIdle = None,
 ) -> None:
     """Consume, learn, group and count: the online process."""
     from online.mismatch import StateMismatchError
@@ -87,9 +87,7 @@ def online(
 
 
 def generator(
-    until_idle_s: Annotated[
-        float | None, typer.Option(min=0, help="End when nothing has come for this long, seconds.")
-    ] = None,
+    until_idle_s: UntilIdle = None,
 ) -> None:
     """Make new creatives for groups that have shifted: the generator process."""
     from generator.worker import run_generator
