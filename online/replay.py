@@ -31,7 +31,8 @@ class Replay:
         self._n_rows_kept = n_rows_kept
         self._blocks: deque[tuple[int, LabelledRows]] = deque()
         self._n_rows = 0
-        self._all: tuple[LabelledRows, npt.NDArray[np.int64]] | None = None
+        self._all: tuple[LabelledRows, Ints] | None = None
+        self._substitutes: tuple[dict[int, int], Ints] | None = None
 
     @property
     def oldest(self) -> int:
@@ -70,9 +71,10 @@ class Replay:
                 self._all = None
                 return
 
-    def _rows(self) -> tuple[LabelledRows, npt.NDArray[np.int64]]:
+    def _rows(self) -> tuple[LabelledRows, Ints]:
         """Return all rows, and the block that each is of."""
         if self._all is None:
+            self._substitutes = None
             self._all = (
                 LabelledRows.concatenate([rows for _, rows in self._blocks]),
                 np.concatenate([np.full(len(rows), number) for number, rows in self._blocks]),
@@ -95,17 +97,30 @@ class Replay:
 
     def _above_floors(self, index: Ints, floors: dict[int, int], rng: np.random.Generator) -> Ints:
         rows, numbers = self._rows()
-        products, least = np.array(sorted(floors)), np.array([floors[product] for product in sorted(floors)])
-        place = np.searchsorted(products, rows.rows.products).clip(max=len(products) - 1)
-        floored = products[place] == rows.rows.products
-        above = floored & (numbers >= least[place])
-        lost = floored[index] & ~above[index]
-        substitutes: Ints = np.flatnonzero(above)
+        lost = _below(rows.rows.products[index], numbers[index], floors)
+        substitutes = self._substitutes_for(floors)
         if len(substitutes):
             index[lost] = substitutes[rng.integers(len(substitutes), size=int(lost.sum()))]
             return index
         kept: Ints = index[~lost]
         return kept
+
+    def _substitutes_for(self, floors: dict[int, int]) -> Ints:
+        """Return the rows above their floor, of products that have one; found once for the same rows and floors."""
+        if self._substitutes is None or self._substitutes[0] != floors:
+            rows, numbers = self._rows()
+            floored = np.isin(rows.rows.products, list(floors))
+            found: Ints = np.flatnonzero(floored & ~_below(rows.rows.products, numbers, floors))
+            self._substitutes = dict(floors), found
+        return self._substitutes[1]
+
+
+def _below(products: Ints, numbers: Ints, floors: dict[int, int]) -> npt.NDArray[np.bool_]:
+    """Return which rows are of a block before their product's floor."""
+    below = np.zeros(len(products), np.bool_)
+    for product, floor in floors.items():
+        below |= (products == product) & (numbers < floor)
+    return below
 
 
 def pack_rows(labelled: LabelledRows) -> bytes:
