@@ -63,6 +63,18 @@ class StateLockedError(StateError):
         self.path = path
 
 
+class StateFencedError(StateError):
+    """Another process has taken this shared state over."""
+
+    def __init__(self, path: Path, epoch: int, owner: str, owner_epoch: int) -> None:
+        super().__init__(
+            f"state at {path} was taken over by {owner} (epoch {owner_epoch}, ours was {epoch}): this commit was "
+            "refused whole, offsets included, and what it held is worked off by the new owner. Nothing is lost; this "
+            "process goes on with the shards that it is given."
+        )
+        self.path = path
+
+
 class StatePermissionError(StateError):
     """Files of the state may not be read or written by this user."""
 

@@ -32,6 +32,8 @@ class WriterLock:
     ----------
     path
         Folder of the state; made when it is missing.
+    shared
+        Whether others that share it may have it too; whose commits count is then told by the state's epoch.
 
     Raises
     ------
@@ -39,20 +41,24 @@ class WriterLock:
         Another process has it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, shared: bool = False) -> None:
         with system_errors(path):
             path.mkdir(parents=True, exist_ok=True)
+            self._path = path
             self._file = (path / "writer.lock").open("a+")
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._file.seek(0)
-                pid = self._file.read().strip() or "unknown"
-                self._file.close()
-                raise StateLockedError(path, pid) from None
+            self._lock(fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
             self._file.truncate(0)
             self._file.write(str(os.getpid()))
             self._file.flush()
+
+    def _lock(self, how: int) -> None:
+        try:
+            fcntl.flock(self._file, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            pid = self._file.read().strip() or "unknown"
+            self._file.close()
+            raise StateLockedError(self._path, pid) from None
 
     def release(self) -> None:
         """Give the right back; a second call does nothing."""
