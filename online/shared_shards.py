@@ -39,14 +39,18 @@ class SharedShards:
         self._round = 0
 
     def step(self) -> list[BatchSummary] | None:
-        """Work off at most one micro-batch of each shard; None while this process is given none."""
+        """Work off at most one micro-batch of each shard; None when there was no time to be idle.
+
+        That is while this process is given no shard, and when it has just taken one over.
+        """
         given = self._membership.poll()
         if self._membership.round != self._round:
             self._round = self._membership.round
             self._lost.clear()
         for partition in sorted(self._shards.keys() - given):
             self._give_away(partition)
-        for partition in sorted(given - self._shards.keys() - self._lost):
+        new = sorted(given - self._shards.keys() - self._lost)
+        for partition in new:
             self._shards[partition] = self._open_shard(partition)
             log.info("shard %d: taken over", partition)
         summaries = []
@@ -61,7 +65,7 @@ class SharedShards:
             if summary is not None:
                 summaries.append(summary)
                 self._membership.report(shard.next_offsets())
-        return summaries if given else None
+        return summaries if given and not new else summaries or None
 
     def _give_away(self, partition: int) -> None:
         shard = self._shards.pop(partition)

@@ -55,9 +55,9 @@ class StateLayoutError(StateError):
 class StateLockedError(StateError):
     """Another process writes this state."""
 
-    def __init__(self, path: Path, pid: str) -> None:
+    def __init__(self, path: Path, writer: str) -> None:
         super().__init__(
-            f"state at {path} is being written by process {pid}: a state has one writer, so nothing was opened. "
+            f"state at {path} is being written by {writer}: a state has one writer, so nothing was opened. "
             "Stop that process first, or set another state.path."
         )
         self.path = path

@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import subprocess
+import sys
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -23,21 +23,44 @@ log = logging.getLogger(__name__)
 OWNER_KEY: Final = b"owner"
 """Key, in the meta table, of the owner. It alone tells of processes; all else in a state follows from the log."""
 
-TAKEOVER_WAIT_S: Final = 3.0
-"""How long the new owner waits for a commit that the former owner has begun, before it looks whether that one is
-frozen, seconds."""
+TAKEOVER_WAIT_S: Final = 2.0
+"""How long LMDB's lock may not be had before its holder, who is frozen, is taken to be in a commit, seconds."""
+
+_TAKE_THE_LOCK: Final = "import lmdb, sys; lmdb.open(sys.argv[1], create=False).begin(write=True).abort()"
 
 
-class Owner(msgspec.Struct, frozen=True, array_like=True):
-    """The process that opened a shared state last; ``started_at_s`` tells it from a later one with its number."""
+class Process(msgspec.Struct, frozen=True, array_like=True):
+    """A process on a host; ``started_at_s`` tells it from a later one with its number."""
 
-    epoch: int
     host: str
     pid: int
     started_at_s: float
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
+
+    @classmethod
+    def this(cls) -> Process:
+        """Return the process that asks."""
+        return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time())
+
+    def is_frozen(self) -> bool:
+        """Return whether it is a process of this host, another than this one, that is stopped."""
+        if self.host != socket.gethostname() or self.pid == os.getpid():
+            return False
+        try:
+            process = psutil.Process(self.pid)
+            is_it = abs(process.create_time() - self.started_at_s) < 1.0
+            return is_it and process.status() == psutil.STATUS_STOPPED
+        except psutil.NoSuchProcess:
+            return False
+
+
+class Owner(msgspec.Struct, frozen=True, array_like=True):
+    """The process that opened a shared state last, and how many did so up to it."""
+
+    epoch: int
+    process: Process
 
 
 _OWNER = msgspec.msgpack.Decoder(Owner)
@@ -50,41 +73,31 @@ def read_owner(value: bytes | memoryview | None) -> Owner | None:
 
 def next_owner(former: Owner | None) -> Owner:
     """Return this process as the owner after another."""
-    epoch = 1 if former is None else former.epoch + 1
-    return Owner(epoch, socket.gethostname(), os.getpid(), psutil.Process().create_time())
+    return Owner(1 if former is None else former.epoch + 1, Process.this())
 
 
-@contextmanager
-def unblocked_by(former: Owner | None) -> Iterator[None]:
-    """Wait for the right to write no longer than a frozen former owner makes necessary.
+def unblock(path: Path, former: Process | None) -> None:
+    """See to it that a frozen process does not keep the state at ``path`` from being written.
 
-    A process that was frozen in the middle of a commit holds LMDB's lock, and would hold it until it wakes. It has lost
-    its shard and its commit is not to happen, so it is killed; LMDB then takes the lock back. One that runs is waited
-    for, and one on another host has no part in this file.
+    One that was frozen in the middle of a commit holds LMDB's lock until it wakes. It has lost its shard, that commit
+    is not to happen, and it is killed; LMDB then takes the lock back. One that was frozen at another moment is left
+    alone: when it wakes, its commits are refused. Whether the lock is free a child tries, which can be given up:
+    LMDB waits for it without end, and without letting another thread run.
+
+    Parameters
+    ----------
+    path
+        Folder of the state.
+    former
+        The process that opened the state last, if it is known.
     """
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(TAKEOVER_WAIT_S):
-            if former is not None and _is_frozen(former):
-                log.warning("%s is frozen within a commit and has lost its shard: it is killed", former)
-                psutil.Process(former.pid).kill()
-
-    watcher = threading.Thread(target=watch, name="take-over", daemon=True)
-    watcher.start()
+    if former is None or not former.is_frozen():
+        return
+    attempt = subprocess.Popen([sys.executable, "-c", _TAKE_THE_LOCK, str(path)])
     try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
-
-
-def _is_frozen(owner: Owner) -> bool:
-    if owner.host != socket.gethostname() or owner.pid == os.getpid():
-        return False
-    try:
-        process = psutil.Process(owner.pid)
-        is_it = abs(process.create_time() - owner.started_at_s) < 1.0
-        return is_it and process.status() == psutil.STATUS_STOPPED
-    except psutil.NoSuchProcess:
-        return False
+        attempt.wait(TAKEOVER_WAIT_S)
+    except subprocess.TimeoutExpired:
+        if former.is_frozen():
+            log.warning("%s is frozen within a commit and has lost its shard: it is killed", former)
+            psutil.Process(former.pid).kill()
+        attempt.wait()

@@ -37,7 +37,7 @@ from state.files import (
     reserve_lock_file,
     system_errors,
 )
-from state.ownership import OWNER_KEY, Owner, next_owner, read_owner, unblocked_by
+from state.ownership import OWNER_KEY, Owner, next_owner, read_owner, unblock
 from state.pages import PageError, check_pages
 
 LAYOUT_VERSION = 4
@@ -218,6 +218,7 @@ class Store:
                         _create(path, sync=sync)
             if not readonly:
                 self._writer_lock = WriterLock(path, shared=shared)
+                unblock(path, self._writer_lock.former)
             with opening(path):
                 # Under a writer pages move; the writer itself has checked them all before it began.
                 _check(path, every=not (readonly or shared))
@@ -232,10 +233,7 @@ class Store:
 
     def _take_over(self) -> None:
         """Become the owner of a shared state, and look whether it is whole: nobody else commits from now on."""
-        with self.read() as read:
-            former = read_owner(read.get(Table.META, OWNER_KEY))
-        with unblocked_by(former), self._writing() as txn:
-            # Another than ``former`` may have come in between.
+        with self._writing() as txn:
             owner = next_owner(read_owner(txn.get(OWNER_KEY, db=self._tables[Table.META])))
             txn.put(OWNER_KEY, msgspec.msgpack.encode(owner), db=self._tables[Table.META])
         self._owner = owner
@@ -299,7 +297,7 @@ class Store:
         owner = read_owner(txn.get(OWNER_KEY, db=self._tables[Table.META]))
         if owner != self._owner:
             assert owner is not None, "the owner of a shared state is never removed"
-            raise StateFencedError(self.path, self._owner.epoch, str(owner), owner.epoch)
+            raise StateFencedError(self.path, self._owner.epoch, str(owner.process), owner.epoch)
 
     def _resize(self, n_bytes: int) -> None:
         """Give the map another size; 0: that which the writer, in another process, has given it."""
