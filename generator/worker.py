@@ -26,7 +26,7 @@ from generator.settings import GeneratorSettings
 from generator.storage import ImageStore
 from generator.surroundings import UnusableShift, check_numbers, look_around
 from state.errors import StateMissingError
-from state.reading import open_view
+from state.reading import StateReader, open_view
 from state.records import CreativeRecord, OffsetRecord, OutboxRecord, encode_record, number_key, partition_key
 from state.settings import StateSettings
 from state.store import ChangeSet, Store, Table
@@ -99,7 +99,7 @@ class GeneratorWorker:
         self,
         streams: StreamSettings,
         settings: GeneratorSettings,
-        online: Store,
+        online: StateReader,
         own: Store,
         renderer: Renderer,
         images: ImageStore,
@@ -174,7 +174,7 @@ class GeneratorWorker:
 
     def _refresh(self, event: GroupsShifted, handled: Handled, head: Head) -> None:
         check_numbers(event)
-        with open_view(self._online) as view:
+        with self._online.view() as view:
             around = look_around(event, view, self._published(event.product_id, handled.changes), self._settings)
         refreshed = self._refresher.refresh(event, around)
         for creative in refreshed.creatives:
@@ -339,12 +339,12 @@ def _await_state(
     stop: Callable[[], bool],
     until_idle_s: float | None,
     sleep: Callable[[float], object],
-) -> Store | None:
+) -> StateReader | None:
     """Open the online state for reading once it is there; None when told to stop, or idle for too long."""
     started_s = clock_s()
     while not stop():
         try:
-            return Store(state.path, readonly=True, map_size_mib=state.map_size_mib)
+            return StateReader(state.path, map_size_mib=state.map_size_mib)
         except StateMissingError as error:
             if until_idle_s is not None and clock_s() - started_s >= until_idle_s:
                 log.warning("%s", error)

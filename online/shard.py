@@ -44,7 +44,7 @@ class Shard:
     streams
         The settings.
     producer
-        Sends what goes out; it may be shared with other shards.
+        Gives what sends; asked once the state has proved to be usable. Shards may share it.
     clock_s
         A monotonic clock, seconds.
     partition
@@ -58,7 +58,7 @@ class Shard:
         store: Store,
         pipeline: Pipeline,
         streams: StreamSettings,
-        producer: EventProducer,
+        producer: Callable[[], EventProducer],
         clock_s: Callable[[], float],
         *,
         partition: int | None = None,
@@ -70,10 +70,10 @@ class Shard:
         self._consumer: BatchConsumer | None = None
         try:
             pipeline.restore(store)
+            self._outbox = Outbox(store, producer())
             topics = streams.topics
             inputs = [topics.products, topics.creatives, topics.impressions, topics.clicks]
             self._consumer = BatchConsumer(streams, inputs, pipeline.next_offsets(), clock_s, partition=partition)
-            self._outbox = Outbox(store, producer)
             self._outbox.send()
         except BaseException:
             self.close()

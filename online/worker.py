@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
+from functools import cache
 from pathlib import Path
 
 from online.encoders import ImageEncoder, TextEncoder, feature_dims, load_encoders
@@ -93,7 +94,11 @@ def run_online(
 
     torch.set_num_threads(online.torch_threads)
     encoders = LazyEncoders(online)
-    with EventProducer(streams, client_id="osmf-online") as producer:
+    with ExitStack() as ends:
+
+        @cache
+        def producer() -> EventProducer:
+            return ends.enter_context(EventProducer(streams, client_id="osmf-online"))
 
         def open_shard(path: Path, partition: int | None) -> Shard:
             store = Store(path, shared=streams.shared, map_size_mib=state.map_size_mib, sync=state.sync)

@@ -28,7 +28,7 @@ from osmf.settings import Settings, settings_variables
 from simulator.session import Progress
 from simulator.truth import read_truth
 from state.errors import StateMissingError
-from state.reading import StateView, open_view
+from state.reading import StateReader, StateView, open_view
 from state.store import Store
 from streams.broker import BrokerMissingError, BrokerNotStartedError, LocalBroker
 from streams.events import DeadLetter
@@ -162,7 +162,7 @@ def _watch(settings: Settings, children: Children, screen: LiveScreen, watched: 
         runs = read_runs(settings.offline)
         drained = False
         try:
-            with Store(settings.state.path, readonly=True) as store, open_view(store) as view:
+            with StateReader(settings.state.path) as state, state.view() as view:
                 figures = _look(settings, watched, view, progress, runs)
                 if simulated_s is not None:
                     drained = _drained(settings, view)
@@ -198,7 +198,7 @@ def _look(
         offset.n_consumed for (topic, _), offset in offsets.items() if topic in _counted(topics.model_dump())
     )
     n_produced = 0 if progress is None else sum(progress.produced.values())
-    points = read_metrics(view.meta("metrics"))
+    points = read_metrics(view)
     products = view.products()
     titles = {product.product_id: product.title for product in products}
     groups = [view.groups(product.product_id) for product in products]
@@ -353,7 +353,7 @@ def _report(
         runs=[run for run in read_runs(settings.offline) if run.outcome == "built"],
     )
     truth = read_truth(settings.simulator.out_dir / "truth.json")
-    with Store(settings.state.path, readonly=True) as store, open_view(store) as view:
+    with StateReader(settings.state.path) as state, state.view() as view:
         report, findings = build_report(settings, view, truth, records)
     figures = summary_figures(settings, truth, records, report, findings)
     write_report(report, out / "report.html")

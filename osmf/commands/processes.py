@@ -12,7 +12,7 @@ import typer
 from osmf.commands.common import Json, command_settings, fail, until_signal
 
 if TYPE_CHECKING:
-    from state.store import Store
+    from state.reading import StateReader
 
 UntilIdle = Annotated[float | None, typer.Option(min=0, help="End when nothing has come for this long, seconds.")]
 
@@ -140,12 +140,12 @@ def serve(
     torch.set_num_threads(settings.online.torch_threads)
     serving = settings.serving if port is None else settings.serving.model_copy(update={"port": port})
     try:
-        store = _wait_for_state(settings.state.path)
+        state = _wait_for_state(settings.state.path)
     except StateError as error:
         raise fail(error) from error
-    with store:
+    with state:
         service = DecisionService(
-            store, settings.online, serving, impressions_topic=settings.streams.topics.impressions
+            state, settings.online, serving, impressions_topic=settings.streams.topics.impressions
         )
         try:
             service.refresh()
@@ -154,14 +154,14 @@ def serve(
         run_api(service, serving, lambda address: typer.echo(f"serving on {address}"))
 
 
-def _wait_for_state(path: Path) -> Store:
+def _wait_for_state(path: Path) -> StateReader:
     from state.errors import StateMissingError
-    from state.store import Store
+    from state.reading import StateReader
 
     told = False
     while True:
         try:
-            return Store(path, readonly=True)
+            return StateReader(path)
         except StateMissingError as error:
             if not told:
                 typer.echo(f"waiting: {error}")

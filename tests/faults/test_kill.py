@@ -29,12 +29,14 @@ SESSION_S = 2.0
 
 
 @contextmanager
-def stream(folder: Path, n_impressions: int, n_partitions: int) -> Iterator[tuple[StreamSettings, int]]:
+def stream(
+    folder: Path, n_impressions: int, n_partitions: int, batch_events: int = 512
+) -> Iterator[tuple[StreamSettings, int]]:
     """Run a broker with a stream; give the settings and how many events there are."""
     with LocalBroker(topics={}, log_path=folder / "broker.log") as broker:
         streams = StreamSettings(
             bootstrap_servers=broker.bootstrap_servers,
-            batch_events=512,
+            batch_events=batch_events,
             n_partitions=n_partitions,
             shared=n_partitions > 1,
             session_timeout_s=SESSION_S,

@@ -17,16 +17,20 @@ from state.store import Store, Table
 from tests.faults.test_kill import SESSION_S, end, kill, run_to_the_end, stream, wait_for
 from tests.faults.worker import Plan, Worker, consumed, differences, n_consumed
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.broker, pytest.mark.slow, pytest.mark.timeout(600)]
 
 N_PARTITIONS = 3
 PACE_S = 0.4
 """Slept before each batch: the log is short, and is to last until the zombie has woken."""
 
 
+def pause() -> None:
+    time.sleep(0.02)
+
+
 def owned_by(state: Path, pid: int) -> set[int]:
     """Return the shards whose owner is a process."""
-    found = set()
+    found: set[int] = set()
     try:
         folders = shard_folders(state)
     except StateMissingError:
@@ -41,7 +45,7 @@ def owned_by(state: Path, pid: int) -> set[int]:
 
 def wait_until_owned(state: Path, pid: int) -> set[int]:
     while not (found := owned_by(state, pid)):
-        time.sleep(0.02)
+        pause()
     return found
 
 
@@ -49,13 +53,13 @@ def seconds_until_they_flow(state: Path, shards: set[int]) -> float:
     """Return after how long each of the shards has gone on."""
     before, started_s = consumed(state), time.monotonic()
     while any(consumed(state).get(number, 0) <= before.get(number, 0) for number in shards):
-        time.sleep(0.02)
+        pause()
     return time.monotonic() - started_s
 
 
 def test_shards_move_and_a_zombie_is_refused(tmp_path: Path) -> None:
     state = tmp_path / "moved"
-    with stream(tmp_path, 15_000, N_PARTITIONS) as (streams, n_events):
+    with stream(tmp_path, 30_000, N_PARTITIONS, batch_events=128) as (streams, n_events):
         run_to_the_end(Worker(streams, tmp_path / "undisturbed"), n_events)
         first, second, third = (Worker(streams, state, name=name) for name in ("first", "second", "third"))
         one = first.start(Plan(pace_s=PACE_S))
@@ -73,7 +77,7 @@ def test_shards_move_and_a_zombie_is_refused(tmp_path: Path) -> None:
         shards = wait_until_owned(state, three.pid or 0)
         zombie = psutil.Process(three.pid)
         while zombie.status() != psutil.STATUS_STOPPED:
-            time.sleep(0.02)
+            pause()
         frozen_s = seconds_until_they_flow(state, shards)
         assert n_consumed(state) < n_events, "the log has ended before the zombie woke"
         three_kept = owned_by(state, three.pid or 0)
@@ -81,7 +85,7 @@ def test_shards_move_and_a_zombie_is_refused(tmp_path: Path) -> None:
         zombie.send_signal(signal.SIGCONT)
         while f"was taken over by process {two.pid} on " not in third.log.read_text():
             assert three.exitcode is None, third.log.read_text()
-            time.sleep(0.02)
+            pause()
         wait_for(state, n_events, [second, third], [two, three])
         end(two, second)
         end(three, third)

@@ -23,6 +23,7 @@ from generator.settings import CheckSettings, GeneratorSettings
 from generator.storage import ImageStore, read_bytes, read_metadata
 from generator.worker import GeneratorWorker, Handled, run_generator, work
 from state.errors import StateLockedError
+from state.reading import StateReader
 from state.records import (
     Cell,
     CreativeRecord,
@@ -169,7 +170,7 @@ class Bench:
         self.folder = folder
         self.settings = settings
         self.producer = FakeProducer()
-        self.online = Store(folder / "state", readonly=True)
+        self.online = StateReader(folder / "state")
 
     def start(
         self, payloads: list[bytes], *, commit: Callable[[Store, ChangeSet], None] = Store.commit
