@@ -264,6 +264,8 @@ def _broker(streams: StreamSettings, own: bool, folder: Path) -> Iterator[Stream
 
 def _make_way(path: Path) -> None:
     """Remove the state of an earlier replay, whose broker is gone; leave any other alone."""
+    if any(path.glob("partition-*/data.mdb")):
+        raise StateInUseError(path)
     with Store(path) if (path / "data.mdb").exists() else _nothing() as store:
         if store is not None and not (path / REPLAY_MARK).exists():
             with open_view(store) as view:
