@@ -20,8 +20,6 @@ from tests.faults.worker import Plan, Worker, consumed, differences, n_consumed
 pytestmark = [pytest.mark.broker, pytest.mark.slow, pytest.mark.timeout(600)]
 
 N_PARTITIONS = 3
-PACE_S = 0.4
-"""Slept before each batch: the log is short, and is to last until the zombie has woken."""
 
 
 def pause() -> None:
@@ -59,21 +57,23 @@ def seconds_until_they_flow(state: Path, shards: set[int]) -> float:
 
 def test_shards_move_and_a_zombie_is_refused(tmp_path: Path) -> None:
     state = tmp_path / "moved"
-    with stream(tmp_path, 30_000, N_PARTITIONS, batch_events=128) as (streams, n_events):
+    with stream(tmp_path, 15_000, N_PARTITIONS, batch_events=64) as (streams, n_events):
+        slow = tmp_path / "slow"
+        slow.touch()
         run_to_the_end(Worker(streams, tmp_path / "undisturbed"), n_events)
         first, second, third = (Worker(streams, state, name=name) for name in ("first", "second", "third"))
-        one = first.start(Plan(pace_s=PACE_S))
-        wait_for(state, 1_000, [first], [one])
+        one = first.start(Plan(slow=slow))
+        wait_for(state, 500, [first], [one])
         assert owned_by(state, one.pid or 0) == set(range(N_PARTITIONS))
 
-        two = second.start(Plan(pace_s=PACE_S))
+        two = second.start(Plan(slow=slow))
         joined_s = seconds_until_they_flow(state, wait_until_owned(state, two.pid or 0))
         orphans = owned_by(state, one.pid or 0)
         assert orphans
         kill(one)
         killed_s = seconds_until_they_flow(state, orphans)
 
-        three = third.start(Plan(Step.WORKED, at_pass=2, signal=signal.SIGSTOP, pace_s=PACE_S))
+        three = third.start(Plan(Step.WORKED, at_pass=2, signal=signal.SIGSTOP, slow=slow))
         shards = wait_until_owned(state, three.pid or 0)
         zombie = psutil.Process(three.pid)
         while zombie.status() != psutil.STATUS_STOPPED:
@@ -86,6 +86,7 @@ def test_shards_move_and_a_zombie_is_refused(tmp_path: Path) -> None:
         while f"was taken over by process {two.pid} on " not in third.log.read_text():
             assert three.exitcode is None, third.log.read_text()
             pause()
+        slow.unlink()
         wait_for(state, n_events, [second, third], [two, three])
         end(two, second)
         end(three, third)
