@@ -157,9 +157,7 @@ def _make(folder: Path, now: datetime) -> None:
         .add_extension(x509.BasicConstraints(False, None), critical=True)
         .add_extension(_usage(signs=True, issues=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False
-        )
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)
         .sign(authority_key, None)
     )
     beside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")

@@ -36,7 +36,7 @@ def _jpeg_segments(payload: bytes) -> Iterator[tuple[int, int, bool]]:
         marker = payload[at + 1]
         length = 0 if marker in _STANDALONE else int.from_bytes(payload[at + 2 : at + 4])
         end = at + 2 + length
-        # A JUMBF segment says so itself: JPEG XT, which has APP11 too, begins otherwise.
+        # Boxes in APP11 begin with JP; of what writes pictures here only C2PA puts some there.
         yield at, end, marker == _APP11 and payload[at + 4 : at + 6] == b"JP"
         at = end
     yield at, len(payload), False

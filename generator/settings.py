@@ -48,7 +48,7 @@ class CheckSettings(BaseModel):
     unsafe: bool = Field(True, description="Whether pictures are shown to the classifier of unsafe images (open_nsfw).")
     max_p_unsafe: float = Field(
         0.5,
-        description="Largest probability of an unsafe image; its authors take less than 0.2 for safe, above 0.8 for not.",
+        description="Largest probability of an unsafe image; its authors take 0.2 for safe, 0.8 for unsafe.",
         ge=0.0,
         le=1.0,
     )
@@ -78,7 +78,7 @@ class CheckSettings(BaseModel):
         le=1.0,
     )
     max_likeness: float = Field(
-        0.9,
+        0.88,
         description="Largest likeness to a creative that the product has: the cosine of their image features. Scaled, "
         "compressed or trimmed copies are above; another scene, palette, light, prop or composition is below.",
         ge=-1.0,
@@ -143,7 +143,7 @@ class GeneratorSettings(BaseModel):
     )
     review_url: str = Field(
         "out/review",
-        description="Where pictures are kept that are not published, refused or waiting: a local path or an fsspec URL.",
+        description="Where pictures are kept that were refused or wait: a local path or an fsspec URL.",
         min_length=1,
     )
     state_path: Path = Field(

@@ -16,12 +16,15 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+from generator.certificate import load_identity
+from generator.manifest import ManifestSigner
 from generator.procedural import ProceduralRenderer
 from generator.prompt import VOCABULARY, Prompt
 from generator.refresh import HandledShift
-from generator.settings import CheckSettings, GeneratorSettings
-from generator.storage import ImageStore, read_bytes, read_metadata
+from generator.settings import CheckSettings, GeneratorSettings, SigningSettings
+from generator.storage import FileSigner, ImageStore, local_path, read_bytes, read_metadata
 from generator.worker import GeneratorWorker, Handled, run_generator, work
+from online.encoders import HashedImageEncoder
 from state.errors import StateLockedError
 from state.records import (
     Cell,
@@ -48,6 +51,8 @@ from streams.tail import Tail
 
 STREAMS = StreamSettings()
 SIZE_PX = 96
+NOW_MS = time.time_ns() // 1_000_000
+CHECKS = {"unsafe": False, "portraits": False}  # the networks have tests of their own
 
 
 class Killed(BaseException):
@@ -165,7 +170,8 @@ def write_online_state(folder: Path, cutout_uri: str | None) -> None:
 class Bench:
     """An online state, a broker's log and a generator that can be killed and started again."""
 
-    def __init__(self, folder: Path, settings: GeneratorSettings) -> None:
+    def __init__(self, folder: Path, settings: GeneratorSettings, signer: FileSigner) -> None:
+        self.signer = signer
         self.folder = folder
         self.settings = settings
         self.producer = FakeProducer()
@@ -200,8 +206,9 @@ class Bench:
         return emitted
 
     def worker(self, own: Store) -> GeneratorWorker:
+        images = ImageStore.of(self.settings, self.signer)
         return GeneratorWorker(
-            STREAMS, self.settings, self.online, own, ProceduralRenderer(), ImageStore.of(self.settings)
+            STREAMS, self.settings, self.online, own, ProceduralRenderer(), images, HashedImageEncoder()
         )
 
     def handle(self, *payloads: bytes) -> list[Handled]:
@@ -234,17 +241,35 @@ class Bench:
     def files(self) -> set[str]:
         return {path.stem for path in (self.folder / "creatives").rglob("*.jpg")}
 
+    def reviewed_files(self) -> set[str]:
+        return {path.stem for path in (self.folder / "review").rglob("*.jpg")}
+
     def assert_once(self, n: int) -> None:
         """Every creative was announced, none as two, each with its file, and no file is without one."""
         creatives = self.producer.creatives()
         by_id = {creative.creative_id: creative for creative in creatives}
         assert len(by_id) == n
         assert all(creative == by_id[creative.creative_id] for creative in creatives)
-        assert {creative.image_sha256 for creative in creatives} == self.files()
+        assert {stem(creative) for creative in creatives} == self.files()
+        for creative in creatives:
+            assert hashlib.sha256(read_bytes(creative.image_uri or "")).hexdigest() == creative.image_sha256
+
+
+def stem(creative: Creative) -> str:
+    path = local_path(creative.image_uri or "")
+    assert path is not None
+    return path.stem
+
+
+@pytest.fixture(scope="session")
+def signer(tmp_path_factory: pytest.TempPathFactory) -> FileSigner:
+    identity = load_identity(SigningSettings(folder=tmp_path_factory.mktemp("signing") / "made"), now_ms=NOW_MS)
+    assert identity is not None
+    return ManifestSigner(identity)
 
 
 @pytest.fixture
-def make_bench(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
+def make_bench(tmp_path: Path, signer: FileSigner) -> Iterator[Callable[..., Bench]]:
     benches: list[Bench] = []
 
     def make(**changed: object) -> Bench:
@@ -254,10 +279,11 @@ def make_bench(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
         settings = GeneratorSettings(
             size_px=SIZE_PX,
             storage_url=str(folder / "creatives"),
+            review_url=str(folder / "review"),
             state_path=folder / "own",
-            **changed,
+            **{"checks": CheckSettings(**CHECKS), **changed},
         )
-        benches.append(Bench(folder, settings))
+        benches.append(Bench(folder, settings, signer))
         return benches[-1]
 
     yield make
@@ -279,7 +305,6 @@ def test_every_group_of_a_shift_gets_a_creative_that_can_be_shown(make_bench: Ma
         assert (creative.product_id, creative.created_at_ms) == ("p-1", 50_000)
         payload = read_bytes(creative.image_uri or "")
         metadata = read_metadata(payload)
-        assert hashlib.sha256(payload).hexdigest() == creative.image_sha256
         assert metadata["prompt"] == creative.prompt
         assert metadata["creative_id"] == creative.creative_id
         assert Prompt.parse(creative.prompt or "").caption == "Red kettle 0"
@@ -293,7 +318,10 @@ def test_the_same_event_gives_the_same_ids_and_bytes(make_bench: MakeBench) -> N
     first, second = make_bench(n_published=2), make_bench(n_published=2)
     creatives = [bench.start([encode(shift())]) for bench in (first, second)]
     assert len({creative.creative_id for creative in creatives[0]}) == 4
-    without_place = [[msgspec.structs.replace(c, image_uri=None) for c in of_run] for of_run in creatives]
+    # A manifest is salted, so the file as a whole is another one; what it is named by is not.
+    without_place = [
+        [msgspec.structs.replace(c, image_uri=None, image_sha256=None) for c in of_run] for of_run in creatives
+    ]
     assert without_place[0] == without_place[1]
     assert first.files() == second.files()
 
@@ -428,7 +456,7 @@ def test_small_groups_are_skipped(make_bench: MakeBench) -> None:
 
 
 def test_what_a_check_refuses_is_kept_with_its_reason_and_never_published(make_bench: MakeBench) -> None:
-    bench = make_bench(checks=CheckSettings(blocked_terms=("kettle",)))
+    bench = make_bench(checks=CheckSettings(blocked_terms=("kettle",), **CHECKS))
     assert bench.start([encode(shift())]) == []
     assert not bench.producer.log
     assert not bench.files()
@@ -475,10 +503,17 @@ def test_two_generators_do_not_share_a_state(make_bench: MakeBench) -> None:
 
 @pytest.mark.broker
 def test_it_runs_over_a_broker_and_waits_for_the_online_state(tmp_path: Path) -> None:
-    settings = GeneratorSettings(size_px=SIZE_PX, storage_url=str(tmp_path / "creatives"), state_path=tmp_path / "own")
+    settings = GeneratorSettings(
+        size_px=SIZE_PX,
+        storage_url=str(tmp_path / "creatives"),
+        review_url=str(tmp_path / "review"),
+        state_path=tmp_path / "own",
+        signing=SigningSettings(folder=tmp_path / "signing"),
+        checks=CheckSettings(**CHECKS),
+    )
     state = StateSettings(path=tmp_path / "state", map_size_mib=16)
     topics = STREAMS.topics
-    names = [topics.groups_shifted, topics.creatives, topics.dead_letters]
+    names = [topics.groups_shifted, topics.creatives_reviewed, topics.creatives, topics.dead_letters]
     with LocalBroker(dict.fromkeys(names, 1), log_path=tmp_path / "broker.log") as broker:
         streams = StreamSettings(bootstrap_servers=broker.bootstrap_servers, linger_ms=20)
         with EventProducer(streams, client_id="test") as producer:
@@ -499,6 +534,8 @@ def test_it_runs_over_a_broker_and_waits_for_the_online_state(tmp_path: Path) ->
                 streams,
                 settings,
                 state,
+                HashedImageEncoder(),
+                now_ms=NOW_MS,
                 clock_s=time.monotonic,
                 stop=lambda: False,
                 until_idle_s=0.3,
