@@ -37,8 +37,6 @@ log = logging.getLogger(__name__)
 _BAD_PICTURE = (ImageUnreadable, ImageTampered, Image.DecompressionBombError, ImportError, ValueError)
 """What reading somebody's picture may raise; ImportError and ValueError come from a URL of an unknown scheme."""
 
-_FEATURES_KEPT = 256  # pictures whose features are remembered, about 60 MB: those of a product's last shifts
-
 
 class Candidate(msgspec.Struct, frozen=True, array_like=True):
     """A proposal and what became of it: a creative that is published or waits, or the reason why it was refused."""
@@ -100,7 +98,7 @@ class Refresher:
         self._features = features
         self._inspector = Inspector(settings, features)
         self._matting = Matting(settings.matting)
-        self._features_of = lru_cache(_FEATURES_KEPT)(self._read_features)
+        self._features_of = lru_cache(settings.features_kept)(self._read_features)
 
     def refresh(self, event: GroupsShifted, around: Surroundings) -> Refreshed:
         """Propose, draw, check and store creatives for every group that is large enough.

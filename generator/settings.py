@@ -172,6 +172,12 @@ class GeneratorSettings(BaseModel):
         ge=0,
         le=100_000,
     )
+    features_kept: int = Field(
+        256,
+        description="Pictures whose image features are remembered in memory, the last compared, 250 KB each; "
+        "others are read again.",
+        ge=1,
+    )
     matting: MattingSettings = Field(MattingSettings(), description="Limits of the cut-outs that are made.")
     signing: SigningSettings = Field(SigningSettings(), description="Who signs published files.")
     checks: CheckSettings = Field(CheckSettings(), description="Limits of the checks before publication.")
