@@ -164,7 +164,7 @@ class FaceDetector:
         p_face, shift = (answer.numpy() for answer in network(torch.cat(crops)))  # (n,), (n, 4)
         kept = p_face >= min_p
         moved = _moved(squares[kept, :4], shift[kept])
-        return np.column_stack([moved, p_face[kept]]).astype(np.float32)
+        return np.asarray(np.column_stack([moved, p_face[kept]]), np.float32)
 
 
 def _load(network: _N, name: str) -> _N:

@@ -165,7 +165,9 @@ def read_manifest(payload: bytes, media_type: str, *, anchors: bytes) -> Manifes
     failures = found["validation_results"]["activeManifest"]["failure"]
     problems = tuple(f"{failure['code']}: {failure.get('explanation', '')}" for failure in failures)
     assertions: dict[str, Any] = {assertion["label"]: assertion["data"] for assertion in active["assertions"]}
-    actions = next((data["actions"] for label, data in assertions.items() if label.startswith("c2pa.actions")), [])
+    actions: list[dict[str, Any]] = next(
+        (data["actions"] for label, data in assertions.items() if label.startswith("c2pa.actions")), []
+    )
     signature = active.get("signature_info", {})
     states: dict[str | None, ManifestState] = {"Trusted": "trusted", "Valid": "untrusted"}
     return Manifest(

@@ -109,11 +109,14 @@ def _decide(creative_id: str, verdict: Verdict, reason: str, by: str | None) -> 
 
 def _reviews(status: ReviewStatus) -> list[ReviewRecord]:
     from generator.inventory import read_reviews
-    from state.errors import StateError
+    from state.errors import StateError, StateMissingError
     from state.store import Store
 
+    path = command_settings().generator.state_path
     try:
-        with Store(command_settings().generator.state_path, readonly=True) as own:
+        with Store(path, readonly=True) as own:
             return read_reviews(own, status)
+    except StateMissingError as error:
+        raise fail(f"no state at {path} (generator.state_path): `osmf generator` has not run with it yet") from error
     except StateError as error:
         raise fail(error) from error
