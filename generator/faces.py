@@ -156,7 +156,7 @@ class FaceDetector:
         whole = (inside[:, 2] > inside[:, 0]) & (inside[:, 3] > inside[:, 1])
         squares, inside = squares[whole], inside[whole]
         if not len(squares):
-            return squares
+            return np.zeros((0, 5), np.float32)
         crops = [
             interpolate(normal[:, :, top:bottom, left:right], (side_px, side_px), mode="area")
             for left, top, right, bottom in inside

@@ -308,8 +308,9 @@ class ImageStore:
             How the picture was made, for the manifest.
         """
         digest = hashlib.sha256(payload).hexdigest()
-        name = f"{digest[:2]}/{digest}{_SUFFIXES[self._image_format]}"
-        media_type = _MEDIA_TYPES[self._image_format]
+        image_format = "png" if payload.startswith(b"\x89PNG") else "jpeg"  # what waits may be older than the settings
+        name = f"{digest[:2]}/{digest}{_SUFFIXES[image_format]}"
+        media_type = _MEDIA_TYPES[image_format]
         uri = f"{self._root}/{name}" if self._folder is None else (self._folder / name).resolve().as_uri()
         try:
             kept = read_bytes(uri)

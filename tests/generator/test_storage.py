@@ -145,3 +145,9 @@ def test_a_rendered_creative_is_small_enough_for_a_report(tmp_path: Path) -> Non
     assert stored.n_bytes <= 80_000
     assert read_metadata(ImageStore(str(tmp_path)).read(stored.uri))["seed"] == 1
     assert len(ImageStore(str(tmp_path)).thumbnail(stored.uri, 160)) < 12_000
+
+
+def test_a_file_is_kept_in_the_format_that_it_has(tmp_path: Path) -> None:
+    as_png = ImageStore(str(tmp_path), image_format="png").encode(picture(), METADATA)
+    stored = ImageStore(str(tmp_path), image_format="jpeg").put(as_png, METADATA)
+    assert (stored.uri[-4:], stored.media_type) == (".png", "image/png")
