@@ -161,10 +161,12 @@ def read_manifest(payload: bytes, media_type: str, *, anchors: bytes) -> Manifes
         return None
     except c2pa.C2paError as error:
         raise ManifestUnreadable(f"its C2PA manifest cannot be read ({error})") from error
-    active = found["manifests"][found["active_manifest"]]
-    failures = found["validation_results"]["activeManifest"]["failure"]
+    active: dict[str, Any] | None = found.get("manifests", {}).get(found.get("active_manifest"))
+    if active is None:
+        raise ManifestUnreadable("its C2PA manifest cannot be read (the one that it calls the active one is not there)")
+    failures = found.get("validation_results", {}).get("activeManifest", {}).get("failure", [])
     problems = tuple(f"{failure['code']}: {failure.get('explanation', '')}" for failure in failures)
-    assertions: dict[str, Any] = {assertion["label"]: assertion["data"] for assertion in active["assertions"]}
+    assertions: dict[str, Any] = {each["label"]: each.get("data") for each in active.get("assertions", [])}
     actions: list[dict[str, Any]] = next(
         (data["actions"] for label, data in assertions.items() if label.startswith("c2pa.actions")), []
     )
@@ -178,5 +180,5 @@ def read_manifest(payload: bytes, media_type: str, *, anchors: bytes) -> Manifes
         actions=tuple(
             f"{action['action']} ({action.get('digitalSourceType', 'no source type')})" for action in actions
         ),
-        record=assertions.get(RECORD_LABEL, {}),
+        record=assertions.get(RECORD_LABEL) or {},
     )

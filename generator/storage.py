@@ -109,10 +109,14 @@ def encode(
 
 
 def read_metadata(payload: bytes) -> dict[str, MetadataValue]:
-    """Return our record from a file's label; empty for a picture that we didn't write."""
+    """Return our record from a file's label; empty for a picture that we didn't write, or whose record is damaged."""
     root = _read_xmp(payload)
-    record = None if root is None else root.find(f".//{{{_OWN_NAMESPACE}}}record")
-    return {} if record is None or record.text is None else dict(json.loads(record.text))
+    text = None if root is None else root.findtext(f".//{{{_OWN_NAMESPACE}}}record")
+    try:
+        record = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def read_source_type(payload: bytes) -> str | None:
@@ -125,7 +129,7 @@ def _read_xmp(payload: bytes) -> ElementTree.Element | None:
     try:
         with Image.open(io.BytesIO(payload)) as image:
             packet = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise ImageUnreadable("the file", str(error)) from error
     if packet is None:
         return None
