@@ -2,7 +2,8 @@
 
 The features are a frozen encoder's *places*: the 7 x 7 grid of its last layer, not its mean. A product stands in
 all of its creatives, so their means are near each other whatever is behind it (cosines of 0.75 to 0.95); place by
-place they are not, while scaled, compressed or trimmed copies stay near 0.95.
+place they are not: scaled, compressed or trimmed copies had 0.89 to 0.99 (288 of the catalogue), creatives that
+differ in one slot word 0.37 to 0.90 (4% of 96 above 0.88), those of random prompts 0.23 to 0.74.
 """
 
 from __future__ import annotations
