@@ -110,7 +110,11 @@ def _demo_settings(settings: Settings, out: Path, n_impressions: int | None, see
     settings = _with(settings, "streams", join=join)
     settings = _with(settings, "offline", dataset_dir=out / "offline", interval_s=20.0, min_new_impressions=1)
     settings = _with(
-        settings, "generator", state_path=out / "generator-state", storage_url=str((out / "creatives").resolve())
+        settings,
+        "generator",
+        state_path=out / "generator-state",
+        storage_url=str((out / "creatives").resolve()),
+        review_url=str((out / "review").resolve()),
     )
     n_impressions = n_impressions or DEMO_IMPRESSIONS
     hours = max(n_impressions / DEMO_IMPRESSIONS_PER_HOUR, DEMO_MIN_HOURS)
@@ -145,7 +149,7 @@ def _free_port() -> int:
 
 
 def _clear(out: Path) -> None:
-    for name in ("state", "offline", "generator-state", "creatives", "simulate", "logs"):
+    for name in ("state", "offline", "generator-state", "creatives", "review", "simulate", "logs"):
         shutil.rmtree(out / name, ignore_errors=True)
     for name in ("report.html", "summary.json"):
         (out / name).unlink(missing_ok=True)
@@ -316,7 +320,11 @@ def _generator_is_done(settings: Settings, view: StateView) -> bool:
         return True
     try:
         with Store(settings.generator.state_path, readonly=True) as store, open_view(store) as own:
-            n_handled = sum(offset.n_used - offset.n_duplicates for offset in own.offsets().values())
+            n_handled = sum(
+                offset.n_used - offset.n_duplicates
+                for (topic, _), offset in own.offsets().items()
+                if topic == settings.streams.topics.groups_shifted
+            )
             emitted = {creative.creative_id for creative in own.creatives()}
     except StateMissingError:
         return False

@@ -40,7 +40,7 @@ from state.files import (
 from state.ownership import OWNER_KEY, Owner, next_owner, read_owner, unblock
 from state.pages import PageError, check_pages
 
-LAYOUT_VERSION = 4
+LAYOUT_VERSION = 5
 """Version of the tables and record layouts; another version is refused, never guessed."""
 
 _LAYOUT_KEY = b"layout_version"
@@ -73,6 +73,7 @@ class Table(StrEnum):
     DETECTORS = "detectors"
     RESIDENTS = "residents"
     SHIFTS = "shifts"
+    REVIEWS = "reviews"
     OUTBOX = "outbox"
 
 

@@ -14,6 +14,10 @@ class TopicSettings(BaseModel):
     clicks: str = Field("osmf.clicks", description="Topic of clicks (in), keyed by product.")
     products: str = Field("osmf.products", description="Topic of products (in), keyed by product; may be compacted.")
     creatives: str = Field("osmf.creatives", description="Topic of creatives (in, and out of the generator).")
+    creatives_reviewed: str = Field(
+        "osmf.creatives-reviewed",
+        description="Topic of people's verdicts on creatives that wait (in to the generator).",
+    )
     groups_shifted: str = Field("osmf.groups-shifted", description="Topic of shifts (out), keyed by product.")
     dead_letters: str = Field("osmf.dead-letters", description="Topic of events that could not be used (out).")
 

@@ -90,22 +90,38 @@ def generator(
     until_idle_s: UntilIdle = None,
 ) -> None:
     """Make new creatives for groups that have shifted: the generator process."""
+    import torch
+
+    from generator.certificate import CertificateRefused
+    from generator.manifest import ManifestRefused
+    from generator.weights import WeightsMissing
     from generator.worker import run_generator
+    from online.encoders import EncoderMissingError, likeness_encoder
     from state.errors import StateError
     from streams.consumer import ConsumerError
 
     settings = command_settings()
+    torch.set_num_threads(1)
     stop = until_signal()
     try:
         run_generator(
             settings.streams,
             settings.generator,
             settings.state,
+            likeness_encoder(settings.online),
+            now_ms=time.time_ns() // 1_000_000,
             clock_s=time.monotonic,
             stop=stop.is_set,
             until_idle_s=until_idle_s,
         )
-    except (StateError, ConsumerError) as error:
+    except (
+        StateError,
+        ConsumerError,
+        EncoderMissingError,
+        WeightsMissing,
+        CertificateRefused,
+        ManifestRefused,
+    ) as error:
         raise fail(error) from error
 
 
