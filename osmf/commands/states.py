@@ -42,6 +42,25 @@ def info(state: StatePath = None, json: Json = None) -> None:
     show(figures, json, tables)
 
 
+@state.command()
+def migrate(state: StatePath = None) -> None:
+    """Bring a state of an older layout to this program's, in place, with all of its processes stopped."""
+    from state.errors import StateError
+    from state.migration import migrate_state
+    from state.store import LAYOUT_VERSION
+
+    path = state or command_settings().state.path
+    try:
+        found = migrate_state(path)
+    except StateError as error:
+        raise fail(error) from error
+    old = sorted({version for version in found.values() if version != LAYOUT_VERSION})
+    if old:
+        typer.echo(f"{path}: layout {', '.join(map(str, old))} is {LAYOUT_VERSION} now")
+    else:
+        typer.echo(f"{path}: has layout {LAYOUT_VERSION} already")
+
+
 def backup(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the backup; missing or empty.")],
     state: StatePath = None,
