@@ -40,8 +40,8 @@ class StateLayoutError(StateError):
             advice = "A newer program wrote it: install that one."
         elif migrates_from is not None and number >= migrates_from:
             advice = (
-                "`osmf state migrate` brings it to this program's layout, with all processes of the state stopped; take "
-                "a backup with the program that wrote it first."
+                "`osmf state migrate` brings it to this program's layout, with all processes of the state stopped; "
+                "take a backup with the program that wrote it first."
             )
         elif number > 0:
             advice = (
