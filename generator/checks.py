@@ -96,6 +96,11 @@ def check_file(payload: bytes, size_px: int) -> CheckOutcome:
     return CheckOutcome(name, True, f"{size[0]} x {size[1]} px, {len(payload)} bytes", figures)
 
 
+def check_renderer_verdict(flagged: str | None) -> CheckOutcome:
+    """Check that the renderer's own safety checker did not refuse the picture; ``flagged`` says why it did."""
+    return CheckOutcome("renderer_verdict", flagged is None, flagged or "the renderer refused nothing")
+
+
 def check_not_blank(image: Image.Image, settings: CheckSettings) -> CheckOutcome:
     """Check that the picture shows something: its luminance varies, and over many levels."""
     tone = np.asarray(image.convert("L"))
@@ -211,9 +216,10 @@ def _control(text: str) -> set[str]:
 def check_rendering(
     rendering: Rendering, existing: Mapping[str, Fingerprint], settings: CheckSettings
 ) -> tuple[CheckOutcome, ...]:
-    """Run every check on a rendering that needs no file: prompt, blankness, product, duplicates."""
+    """Run every check on a rendering that needs no file: prompt, the renderer's verdict, blankness, product, others."""
     return (
         check_prompt(rendering.provenance.prompt, settings),
+        check_renderer_verdict(rendering.flagged),
         check_not_blank(rendering.image, settings),
         check_product_fidelity(rendering.image, rendering.product_pixels, rendering.product_box, settings),
         check_not_duplicate(rendering.image, existing, settings),

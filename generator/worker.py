@@ -19,9 +19,9 @@ from typing import Protocol
 
 import msgspec
 
-from generator.procedural import ProceduralRenderer
 from generator.refresh import Refresher
 from generator.renderer import Renderer
+from generator.renderer_choice import choose_renderer
 from generator.settings import GeneratorSettings
 from generator.storage import ImageStore
 from generator.surroundings import UnusableShift, check_numbers, look_around
@@ -306,8 +306,11 @@ def run_generator(
         The broker has no topic of shifts.
     state.errors.StateLockedError
         Another generator uses the same ``generator.state_path``.
+    generator.renderer.RendererUnavailable
+        The renderer that the settings name cannot be had.
     """
     streams = streams.model_copy(update={"consumer_group": generator.consumer_group})
+    renderer = choose_renderer(generator)  # before anything is opened: weights may be missing
     with (
         Store(generator.state_path, map_size_mib=state.map_size_mib, sync=state.sync) as own,
         EventProducer(streams, client_id="osmf-generator") as producer,
@@ -320,7 +323,7 @@ def run_generator(
         with open_view(own) as view:
             offsets = {partition: record.next_offset for partition, record in view.offsets().items()}
         with online, BatchConsumer(streams, [streams.topics.groups_shifted], offsets, clock_s) as consumer:
-            worker = GeneratorWorker(streams, generator, online, own, ProceduralRenderer(), ImageStore.of(generator))
+            worker = GeneratorWorker(streams, generator, online, own, renderer, ImageStore.of(generator))
             work(
                 worker,
                 consumer,

@@ -90,6 +90,7 @@ def generator(
     until_idle_s: UntilIdle = None,
 ) -> None:
     """Make new creatives for groups that have shifted: the generator process."""
+    from generator.renderer import RendererUnavailable
     from generator.worker import run_generator
     from state.errors import StateError
     from streams.consumer import ConsumerError
@@ -105,7 +106,7 @@ def generator(
             stop=stop.is_set,
             until_idle_s=until_idle_s,
         )
-    except (StateError, ConsumerError) as error:
+    except (StateError, ConsumerError, RendererUnavailable) as error:
         raise fail(error) from error
 
 
