@@ -65,7 +65,7 @@ class DiffusionRenderer:
     def __init__(
         self, pipeline: StableDiffusionControlNetInpaintPipeline, settings: DiffusionSettings, *, size_px: int = 512
     ) -> None:
-        self._pipeline = pipeline
+        self.pipeline = pipeline
         self._settings = settings
         self._version = _version(pipeline, settings)
         self._step_px = max(LATENT_PX, pipeline.vae_scale_factor)
@@ -115,7 +115,7 @@ class DiffusionRenderer:
 
     def _paint(self, ready: Sequence[_Prepared], size_px: int) -> list[Rendering]:
         settings = self._settings
-        painted = self._pipeline(
+        painted = self.pipeline(
             prompt=[one.request.prompt for one in ready],
             negative_prompt=[settings.negative_prompt] * len(ready),
             image=_batch([one.picture for one in ready]),  # (B, 3, H, W)
