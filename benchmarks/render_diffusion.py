@@ -152,7 +152,7 @@ def _rates(
     for size in batch_sizes:
         batch = _of_length(requests, size)
         renderer.render_many(batch, size_px=size_px)
-        n_batches = max(1, 8 // size)
+        n_batches = max(batch_sizes) // size
         started_s = time.perf_counter()
         for _ in range(n_batches):  # pictures come back as arrays, so the device is idle when they do
             renderer.render_many(batch, size_px=size_px)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -35,6 +36,7 @@ PAINTERS: Final[dict[str, Painter]] = {
 }
 """Painter by slot word."""
 
+_SWAY: Final = 0.035  # the camera looks a little higher or lower, by the seed: a share of the side
 MIN_SIZE_PX: Final = 64
 MAX_SIZE_PX: Final = 4096
 
@@ -49,7 +51,7 @@ class ProceduralRenderer:
     """
 
     name: Final = "procedural"
-    version: Final = "1"
+    version: Final = "2"
 
     def render(self, cutout: Image.Image, prompt: str, *, seed: int, size_px: int = 512) -> Rendering:
         """Render one picture; see :meth:`generator.renderer.Renderer.render`.
@@ -75,11 +77,12 @@ class ProceduralRenderer:
     def _draw(self, request: RenderRequest, read: Prompt, placement: Placement, size_px: int) -> Rendering:
         digest = prompt_sha256(request.prompt)
         rng = np.random.Generator(np.random.PCG64([request.seed, int(digest[:16], 16)]))
+        layout = LAYOUTS[read.composition]
         stage = Stage(
             size_px=size_px,
             palette=PALETTES[read.palette],
             light=LIGHTS[read.light],
-            layout=LAYOUTS[read.composition],
+            layout=replace(layout, horizon_y=layout.horizon_y + float(rng.uniform(-_SWAY, _SWAY))),
             product=placement.box,
             side=-1 if rng.random() < 0.5 else 1,
             rng=rng,

@@ -46,7 +46,13 @@ def jpeg(image: Image.Image, quality: int = 88) -> bytes:
 def test_a_good_rendering_passes_everything_also_as_jpeg(rendering: Rendering) -> None:
     outcomes = check_rendering(rendering, {}, SETTINGS)
     assert refusal(outcomes) is None
-    assert [outcome.name for outcome in outcomes] == ["prompt", "not_blank", "product_fidelity", "not_duplicate"]
+    assert [outcome.name for outcome in outcomes] == [
+        "prompt",
+        "renderer_verdict",
+        "not_blank",
+        "product_fidelity",
+        "not_duplicate",
+    ]
     stored = Image.open(io.BytesIO(jpeg(rendering.image)))
     assert check_product_fidelity(stored, rendering.product_pixels, rendering.product_box, SETTINGS).passed
     assert check_file(jpeg(rendering.image), 256).passed
