@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from generator.prompt import VOCABULARY
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionControlNetInpaintPipeline
+    from generator.diffusion_pipeline import Pipeline
 
 _N_TOKENS: Final = 77
 
@@ -46,7 +46,7 @@ SD15: Final = PipelineShape("sd15", (320, 640, 1280, 1280), (128, 256, 512, 512)
 
 def random_pipeline(
     shape: PipelineShape, *, seed: int, n_unet_channels: int = 4, control_weight: float = 0.0
-) -> StableDiffusionControlNetInpaintPipeline:
+) -> Pipeline:
     """Build a pipeline with random weights on torch's default device.
 
     Parameters
@@ -115,12 +115,15 @@ def random_pipeline(
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
+    built: tuple[Any, ...] = (unet, controlnet, vae, text_encoder)  # diffusers' models are torch modules: types deny it
+    for part in built:
+        part.eval()
     return StableDiffusionControlNetInpaintPipeline(
-        vae=vae.eval(),
-        text_encoder=text_encoder.eval(),
+        vae=vae,
+        text_encoder=text_encoder,
         tokenizer=tokenizer,
-        unet=unet.eval(),
-        controlnet=controlnet.eval(),
+        unet=unet,
+        controlnet=controlnet,
         scheduler=DDIMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
         ),
@@ -144,7 +147,7 @@ def _tokenizer() -> Any:
     words = sorted({word for words in VOCABULARY.values() for phrase in words for word in re.findall(r"\w+", phrase)})
     tokens = ["<|startoftext|>", "<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokens += [token + "</w>" for token in tokens[2:]]
-    merges: list[tuple[str, str]] = []
+    merges: list[Any] = []
     for word in [*words, "background", "palette", "composition"]:
         letters = [*word[:-1], word[-1] + "</w>"]
         for end in range(1, len(letters)):

@@ -20,9 +20,9 @@ from generator.settings import DiffusionSettings
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import StableDiffusionControlNetInpaintPipeline
 
     from generator.diffusion import DiffusionRenderer
+    from generator.diffusion_pipeline import Pipeline
 
 PARTS: Final = ("unet", "controlnet", "vae.encoder", "vae.decoder", "text_encoder")
 
@@ -52,7 +52,7 @@ class PartClock:
         The pipeline, whose parts are not compiled.
     """
 
-    def __init__(self, pipeline: StableDiffusionControlNetInpaintPipeline) -> None:
+    def __init__(self, pipeline: Pipeline) -> None:
         self._parts = {name: _part(pipeline, name) for name in PARTS}
         self._on_cuda = pipeline.device.type == "cuda"
         self._marks: dict[str, list[Any]] = {name: [] for name in PARTS}
@@ -76,7 +76,7 @@ class PartClock:
             return
         import torch
 
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         self._marks[name].append(event)
 
@@ -92,7 +92,7 @@ class PartClock:
         return total
 
 
-def _part(pipeline: StableDiffusionControlNetInpaintPipeline, name: str) -> torch.nn.Module:
+def _part(pipeline: Pipeline, name: str) -> torch.nn.Module:
     part: Any = pipeline
     for step in name.split("."):
         part = getattr(part, step)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -14,13 +14,10 @@ from PIL import Image
 
 from generator.composition import LAYOUTS, Placement, full_mask, paste, place
 from generator.control_image import Floats, Mask, edge_image, masked_image, repainted_mask
-from generator.diffusion_pipeline import open_pipeline, tune_pipeline, weights_sha256
+from generator.diffusion_pipeline import Pipeline, open_pipeline, tune_pipeline, weights_sha256
 from generator.prompt import Prompt
 from generator.renderer import Provenance, Rendering, RenderRequest, UnusableSize
 from generator.settings import LATENT_PX, DiffusionSettings
-
-if TYPE_CHECKING:
-    from diffusers import StableDiffusionControlNetInpaintPipeline
 
 MIN_SIZE_PX: Final = 64
 MAX_SIZE_PX: Final = 4096
@@ -62,9 +59,7 @@ class DiffusionRenderer:
 
     name: Final = "diffusion"
 
-    def __init__(
-        self, pipeline: StableDiffusionControlNetInpaintPipeline, settings: DiffusionSettings, *, size_px: int = 512
-    ) -> None:
+    def __init__(self, pipeline: Pipeline, settings: DiffusionSettings, *, size_px: int = 512) -> None:
         self.pipeline = pipeline
         self._settings = settings
         self._version = _version(pipeline, settings)
@@ -151,7 +146,7 @@ def _batch(arrays: Sequence[Floats]) -> torch.Tensor:
     return torch.from_numpy(np.stack(arrays))
 
 
-def _version(pipeline: StableDiffusionControlNetInpaintPipeline, settings: DiffusionSettings) -> str:
+def _version(pipeline: Pipeline, settings: DiffusionSettings) -> str:
     deciding = {
         **settings.model_dump(include=_DECIDING_SETTINGS),
         "scheduler": {key: repr(value) for key, value in pipeline.scheduler.config.items() if not key.startswith("_")},

@@ -6,17 +6,20 @@ import hashlib
 import logging
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 
 from generator.renderer import RendererUnavailable
 from generator.settings import DiffusionSettings
 
-if TYPE_CHECKING:
-    from diffusers import ControlNetModel, StableDiffusionControlNetInpaintPipeline
-
 log = logging.getLogger(__name__)
+
+Pipeline: TypeAlias = Any
+"""A ``StableDiffusionControlNetInpaintPipeline``. Its parts are registered at run time, so types know none of them."""
+
+ControlNet: TypeAlias = Any
+"""A ``ControlNetModel``, whose ``config`` types do not know either."""
 
 PIPELINE_KINDS: Final = (
     "StableDiffusionPipeline",
@@ -66,7 +69,7 @@ class UnusableDevice(RendererUnavailable):
         )
 
 
-def open_pipeline(settings: DiffusionSettings) -> StableDiffusionControlNetInpaintPipeline:
+def open_pipeline(settings: DiffusionSettings) -> Pipeline:
     """Load the pipeline that the settings name, with its ControlNet, in their number format, on their device.
 
     Nothing but safetensors is read: a pickled checkpoint can run code.
@@ -117,9 +120,7 @@ def open_pipeline(settings: DiffusionSettings) -> StableDiffusionControlNetInpai
     return pipeline.to(device)
 
 
-def _open_controlnet(
-    kind: type[ControlNetModel], named: str, settings: DiffusionSettings, loading: dict[str, Any]
-) -> ControlNetModel:
+def _open_controlnet(kind: Any, named: str, settings: DiffusionSettings, loading: dict[str, Any]) -> ControlNet:
     source = _source("controlnet", named, _SAVED_CONTROLNET)
     local = not settings.download
     try:
@@ -150,21 +151,23 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n", 1)[0]
 
 
-def _check_parts(pipeline: StableDiffusionControlNetInpaintPipeline, settings: DiffusionSettings) -> None:
+def _check_parts(pipeline: Pipeline, settings: DiffusionSettings) -> None:
     """Check that the parts were made for each other, which diffusers finds out in the middle of the first picture."""
     from diffusers import ControlNetModel
 
-    unet, controlnet = pipeline.unet, pipeline.controlnet
-    if not isinstance(controlnet, ControlNetModel):
-        raise UnusablePipeline("controlnet", settings.controlnet, f"is a {type(controlnet).__name__}", "one ControlNet")
-    if unet.config.in_channels not in (4, 9):
-        why = f"has a UNet of {unet.config.in_channels} channels"
+    is_one = isinstance(pipeline.controlnet, ControlNetModel)
+    if not is_one:
+        kind = type(pipeline.controlnet).__name__
+        raise UnusablePipeline("controlnet", settings.controlnet, f"is a {kind}", "one ControlNet")
+    unet, controlnet = pipeline.unet.config, pipeline.controlnet.config
+    if unet.in_channels not in (4, 9):
+        why = f"has a UNet of {unet.in_channels} channels"
         raise UnusablePipeline("pipeline", settings.pipeline, why, "4 (text to image) or 9 (inpainting)")
-    if controlnet.config.in_channels != 4:
-        why = f"takes latents of {controlnet.config.in_channels} channels"
+    if controlnet.in_channels != 4:
+        why = f"takes latents of {controlnet.in_channels} channels"
         raise UnusablePipeline("controlnet", settings.controlnet, why, "4")
     for name in ("cross_attention_dim", "block_out_channels"):
-        of_unet, of_controlnet = unet.config[name], controlnet.config[name]
+        of_unet, of_controlnet = unet[name], controlnet[name]
         if list(_as_tuple(of_unet)) != list(_as_tuple(of_controlnet)):
             why = f"has {name} {of_controlnet}, and the pipeline's UNet {of_unet}: they were not made for each other"
             raise UnusablePipeline("controlnet", settings.controlnet, why, "a ControlNet of the same Stable Diffusion")
@@ -196,9 +199,7 @@ def dtype_of(settings: DiffusionSettings, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[settings.dtype]
 
 
-def tune_pipeline(
-    pipeline: StableDiffusionControlNetInpaintPipeline, settings: DiffusionSettings, size_px: int
-) -> None:
+def tune_pipeline(pipeline: Pipeline, settings: DiffusionSettings, size_px: int) -> None:
     """Make a loaded pipeline quick on its device.
 
     On CUDA the convolutions get their faster memory format, and attention stays whole (fused kernels) unless
@@ -227,7 +228,7 @@ def tune_pipeline(
             part.compile()
 
 
-def weights_sha256(pipeline: StableDiffusionControlNetInpaintPipeline) -> str:
+def weights_sha256(pipeline: Pipeline) -> str:
     """Return the SHA-256 of the weights that decide the pixels, with names and shapes, and of the tokenizer."""
     digest = hashlib.sha256(pipeline.tokenizer.backend_tokenizer.to_str().encode())
     for part in WEIGHED_PARTS:
