@@ -4,9 +4,10 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from benchmarks.random_pipeline import TINY, random_pipeline
+from benchmarks.random_pipeline import SD15, TINY, random_pipeline
 from benchmarks.render import N_QUICK_PICTURES, bench_render, flask_requests
 from benchmarks.render_diffusion import ON_CPU, PARTS, PartClock
 from benchmarks.variety import median_distance
@@ -51,3 +52,14 @@ def test_the_distance_of_equal_pictures_is_none_and_of_unlike_ones_about_one() -
     encoder = HashedImageEncoder()
     assert median_distance([files[0]] * 4, encoder) == pytest.approx(0, abs=1e-6)
     assert median_distance(files, encoder) == pytest.approx(1, abs=0.15)
+
+
+def test_the_large_shape_is_that_of_stable_diffusion_1_5() -> None:
+    with torch.device("meta"):  # shapes alone, no memory
+        pipeline = random_pipeline(SD15, seed=1)
+    n_weights = {
+        part: sum(weights.numel() for weights in getattr(pipeline, part).parameters())
+        for part in ("unet", "controlnet", "vae")
+    }
+    # As published with the weights of runwayml/stable-diffusion-v1-5 and lllyasviel/sd-controlnet-canny.
+    assert n_weights == {"unet": 859_520_964, "controlnet": 361_279_120, "vae": 83_653_863}
