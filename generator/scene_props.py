@@ -164,8 +164,8 @@ def glossy_spheres(stage: Stage, canvas: Floats) -> None:
     """Set polished spheres on the floor beside the product, shaded by the key light, mirroring the sky."""
     rng = stage.rng
     hues = (*stage.palette.accents, stage.palette.at(0.85))
-    for i, (at_x, foot) in enumerate(_beside(stage, 5, 0.145)):
-        radius = rng.uniform(0.036, 0.078)
+    for i, (at_x, foot) in enumerate(_beside(stage, 5, 0.155)):
+        radius = rng.uniform(0.048, 0.092)
         _sphere(stage, canvas, at_x, foot, radius, hues[(i + int(rng.integers(0, 2))) % len(hues)])
 
 
@@ -316,7 +316,7 @@ def confetti(stage: Stage, canvas: Floats) -> None:
     hues = (*stage.palette.accents, stage.palette.at(0.95), stage.palette.at(0.7))
     for i in range(150):
         near = (i / 150) ** 2.2
-        size = 0.006 + 0.016 * near
+        size = 0.007 + 0.018 * near
         at_x, at_y = rng.random(), rng.random() ** 1.25 * 0.97
         tilt, squash = rng.uniform(0, np.pi), rng.uniform(0.25, 1.0)
         if at_y > stage.horizon + 0.14:
