@@ -24,9 +24,9 @@ from generator.certificate import load_identity
 from generator.inventory import Inventory
 from generator.likeness import ImageFeatures
 from generator.manifest import ManifestSigner
-from generator.procedural import ProceduralRenderer
 from generator.refresh import Refresher
 from generator.renderer import Renderer
+from generator.renderer_choice import choose_renderer
 from generator.review import UnusableReview, accepted_creative, judge
 from generator.settings import GeneratorSettings
 from generator.storage import ImageStore, ImageTampered, ImageUnreadable, read_bytes, read_metadata
@@ -329,8 +329,11 @@ def run_generator(
         The certificate cannot be used.
     state.errors.StateLockedError
         Another generator uses the same ``generator.state_path``.
+    generator.renderer.RendererUnavailable
+        The renderer that the settings name cannot be had.
     """
     streams = streams.model_copy(update={"consumer_group": generator.consumer_group})
+    renderer = choose_renderer(generator)  # before anything is opened: weights may be missing
     identity = load_identity(generator.signing, now_ms=now_ms)
     images = ImageStore.of(generator, None if identity is None else ManifestSigner(identity))
     topics = [streams.topics.groups_shifted, streams.topics.creatives_reviewed]
@@ -346,7 +349,7 @@ def run_generator(
         with open_view(own) as view:
             offsets = {partition: record.next_offset for partition, record in view.offsets().items()}
         with online, BatchConsumer(streams, topics, offsets, clock_s) as consumer:
-            worker = GeneratorWorker(streams, generator, online, own, ProceduralRenderer(), images, features)
+            worker = GeneratorWorker(streams, generator, online, own, renderer, images, features)
             work(
                 worker,
                 consumer,

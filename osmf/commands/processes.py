@@ -94,6 +94,7 @@ def generator(
 
     from generator.certificate import CertificateRefused
     from generator.manifest import ManifestRefused
+    from generator.renderer import RendererUnavailable
     from generator.weights import WeightsMissing
     from generator.worker import run_generator
     from online.encoders import EncoderMissingError, likeness_encoder
@@ -121,6 +122,7 @@ def generator(
         WeightsMissing,
         CertificateRefused,
         ManifestRefused,
+        RendererUnavailable,
     ) as error:
         raise fail(error) from error
 
