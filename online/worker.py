@@ -107,7 +107,7 @@ def run_online(
 
         work: LoneShard | SharedShards
         if streams.shared:
-            membership = Membership(streams, streams.topics.impressions)
+            membership = Membership(streams, streams.topics.impressions, clock_s)
             work = SharedShards(membership, lambda n: open_shard(shard_folder(state.path, n), n))
         else:
             work = LoneShard(open_shard(state.path, None))
