@@ -51,7 +51,7 @@ def message(number: int) -> Sent:
 
 
 def outbox_of(store: Store, producer: Producer) -> Outbox:
-    return Outbox(store, cast(EventProducer, producer))
+    return Outbox(store, cast(EventProducer, producer), 100)
 
 
 def commit(store: Store, outbox: Outbox) -> list[bytes]:
