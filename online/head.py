@@ -15,7 +15,7 @@ class Head(msgspec.Struct, array_like=True):
     """The pipeline's small numbers.
 
     ``refused`` counts dead letters by reason. ``n_closed_early`` impressions were closed before their attribution
-    window had passed (``streams.join.max_pending_impressions``), and ``n_left_out_of_arms`` impressions and clicks were not
+    window had passed (``streams.join.max_pending_impressions``), and ``n_left_out_of_arms`` events were not
     counted for their arm (``online.limits.arms``).
     """
 

@@ -238,6 +238,11 @@ class BatchConsumer:
                     lag[partition] = max(end - (reader.position(partition) if first is None else first), 0)
         return lag
 
+    @property
+    def n_buffered(self) -> int:
+        """How many messages have been read ahead."""
+        return self._merge.n_buffered + len(self._batch)
+
     def report(self, offsets: Mapping[tuple[str, int], int]) -> None:
         """Tell the broker how far the state has come; advisory, so a refusal changes nothing."""
         for reader in self._readers.values():

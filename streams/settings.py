@@ -129,8 +129,8 @@ class StreamSettings(BaseModel):
         3_600,
         ge=0,
         description="How far a time may be ahead, seconds. An impression or click that is dated further ahead "
-        "than that of its message goes to the dead letters. A message that is stamped further ahead of the clock is read with "
-        "the one before it in its partition, instead of holding up the partition until then.",
+        "than that of its message goes to the dead letters. A message that is stamped further ahead of the clock is "
+        "read with the one before it in its partition, instead of holding up the partition until then.",
     )
     lag_warning_events: int = Field(
         100_000,

@@ -45,7 +45,8 @@ class BrokerProxy:
         self._is_cut = False
         self.visible: dict[str, int] = {}
         self.first_offsets: dict[tuple[str, int], int] = {}
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept)
+        self._accepting.start()
 
     @property
     def bootstrap_servers(self) -> str:
@@ -72,13 +73,16 @@ class BrokerProxy:
             if self._is_cut:
                 client.close()
                 continue
-            server = socket.create_connection(self._upstream)
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        asked: dict[int, tuple[int, int, bytes]] = {}
+        with client, socket.create_connection(self._upstream) as server:
             self._pairs.append((client, server))
-            asked: dict[int, tuple[int, int, bytes]] = {}
-            threading.Thread(target=_pump, args=(client, server, lambda f, a=asked: _note(f, a)), daemon=True).start()
-            threading.Thread(
-                target=_pump, args=(server, client, lambda f, a=asked: self._answer(f, a)), daemon=True
-            ).start()
+            there = threading.Thread(target=_pump, args=(client, server, lambda frame: _note(frame, asked)))
+            there.start()
+            _pump(server, client, lambda frame: self._answer(frame, asked))
+            there.join()
 
     def _answer(self, frame: bytes, asked: dict[int, tuple[int, int, bytes]]) -> bytes:
         key, version, request = asked.pop(_SIZE.unpack_from(frame, 4)[0])
@@ -141,8 +145,10 @@ class BrokerProxy:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._listener.close()
         self.cut()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._accepting.join()
+        self._listener.close()
 
 
 def _edit_fetch(response: Any, gone: set[tuple[Any, int]]) -> None:
