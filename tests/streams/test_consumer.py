@@ -155,6 +155,17 @@ def test_a_batch_that_is_not_full_waits_for_the_linger_time(consume: Consume) ->
     assert at(consumer.poll(5)) == [("b", 1)]
 
 
+def test_a_batch_goes_on_where_a_poll_ran_out_of_time(consume: Consume) -> None:
+    # "b" has more to give than the broker, which is slow, has answered for: what is taken of "a" waits for it.
+    topics = {"a": Topic([0, 1]), "b": Topic([9, 10, 11], per_poll=1)}
+    consumer, _ = consume(topics)
+    topics["b"].per_poll = 0
+    assert at(consumer.poll(1)) == []
+    assert consumer.n_buffered == 2
+    topics["b"].per_poll = 100
+    assert at(consumer.poll(1)) == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+
+
 @pytest.mark.parametrize("linger_ms", [0, 100, 450, 500, 550, 3_000])
 def test_messages_are_taken_whatever_the_linger_time(consume: Consume, linger_ms: int) -> None:
     consumer, clock = consume({"a": Topic([0, 1]), "empty": Topic()}, linger_ms=linger_ms)
