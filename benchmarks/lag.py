@@ -57,6 +57,7 @@ SAMPLE_S: Final = 0.5
 SENT_AT_ONCE: Final = 500
 LESS_PRIORITY: Final = 5
 MOST_LINES: Final = 100
+MOST_SAMPLES: Final = 300
 _STALLED_S: Final = 120.0
 
 
@@ -285,6 +286,12 @@ def _catch_up(process: subprocess.Popen[bytes], state: Path, sent: _Sent, said: 
         time.sleep(SAMPLE_S)
 
 
+def _thinned(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """Return some of the samples at equal distances, and the last."""
+    step = max(1, len(samples) // MOST_SAMPLES)
+    return [*samples[:-1:step], samples[-1]]
+
+
 def _measured(sent: _Sent, state: Path, said: str, minutes: float, n_wrong: int, seed: int) -> Measured:
     with Store(state, readonly=True) as store, open_view(store) as view:
         cells = view.cells()
@@ -319,5 +326,5 @@ def _measured(sent: _Sent, state: Path, said: str, minutes: float, n_wrong: int,
             "caught_up_said": said.count("caught up: "),
         },
         {"world_0": seed},
-        {"samples": [sample._asdict() for sample in sent.samples], "said": said.splitlines()[:MOST_LINES]},
+        {"samples": [sample._asdict() for sample in _thinned(sent.samples)], "said": said.splitlines()[:MOST_LINES]},
     )

@@ -41,6 +41,7 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Under a minute on two cores.")] = False,
     seed: Annotated[list[int] | None, typer.Option(help="World to run; may be given several times.")] = None,
     minutes: Annotated[float | None, typer.Option(min=0.1, help="lag: how long too much is sent.")] = None,
+    chart: Annotated[Path | None, typer.Option(help="lag: draw lag and memory into this file, as SVG.")] = None,
     json: Json = None,
 ) -> None:
     """Measure speed and quality on this machine."""
@@ -72,7 +73,12 @@ def bench(
             measured = bench_lag(minutes=minutes, seeds=seed, check=_contradictions)
         case Bench.RENDER:
             measured = bench_render(quick=quick)
-    show(_figures(f"bench {what.value}", measured, started_s), json)
+    figures = _figures(f"bench {what.value}", measured, started_s)
+    if what is Bench.LAG and chart is not None:
+        from osmf.lag_chart import lag_chart
+
+        chart.write_text(lag_chart(figures))
+    show(figures, json)
 
 
 def _contradictions(state: Path, streams: StreamSettings) -> int:
