@@ -20,6 +20,8 @@ import pytest
 
 from osmf.inspect import run_inspect
 from osmf.verify import verify_state
+from state.backup import restore_backup, write_backup
+from state.errors import StateDamagedError
 from state.reading import open_view
 from state.store import Store, Table
 from streams.broker import LocalBroker
@@ -352,6 +354,40 @@ def test_events_that_expire_while_a_process_runs_end_it(
         running.error = None
     assert n_consumed(tmp_path / "state") == N_REGISTRATIONS + 1
     assert verify_state(tmp_path / "state", streams).ok
+
+
+@pytest.mark.parametrize("how", ["truncated", "scrambled"])
+def test_a_damaged_state_is_refused_and_goes_on_from_its_backup(
+    how: str, streams: StreamSettings, sender: Sender, start_ms: int, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    for n in range(N):
+        sender.show(n, start_ms + n)
+    sender.flush()
+    with Running(streams, state) as running:
+        running.wait_until_consumed(N_REGISTRATIONS + N)
+    write_backup(state, tmp_path / "backup", now_ms=1, osmf_version="test")
+    for n in range(N):
+        sender.click(n, start_ms + N + n)
+    sender.flush()
+    with Running(streams, state) as running:
+        running.wait_until_consumed(N_REGISTRATIONS + 2 * N)
+    data = state / "data.mdb"
+    content = data.read_bytes()
+    # Of a state that is half there, and of one of which a part lies elsewhere.
+    middle = len(content) // 2
+    data.write_bytes(content[:middle] if how == "truncated" else content[:8_192] + content[middle:] + content[:middle])
+    damaged = data.read_bytes()
+    with pytest.raises(StateDamagedError, match=r"is damaged: .*\. Nothing was changed\. Restore a backup with"):
+        Store(state)
+    assert data.read_bytes() == damaged
+
+    restore_backup(tmp_path / "backup", state, now_ms=2, force=True)
+    assert totals(state) == (N, 0)
+    with Running(streams, state) as running:
+        running.wait_until_consumed(N_REGISTRATIONS + 2 * N)
+    assert totals(state) == (N, N)
+    verified(state, streams)
 
 
 def test_huge_messages_are_read_little_by_little(
