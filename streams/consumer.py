@@ -28,7 +28,7 @@ POLL_MS = 10
 
 
 SILENT_S = 10.0
-"""How long nothing may come before the broker is asked whether it is there, seconds."""
+"""How long nothing may come before the broker is asked whether it is there, and a batch is left unfinished, seconds."""
 
 
 def _wall_ms() -> int:
@@ -106,16 +106,17 @@ class BatchConsumer:
     def poll(self, timeout_s: float) -> list[Message]:
         """Return the next batch: a full one, or what there is once every partition has run dry.
 
-        Returns an empty list when there is no batch within ``timeout_s`` seconds; what has been taken for it by then is
-        the beginning of the next. How long a partition has been silent is added up over the calls, so that short ones
-        come to an end too.
+        Returns an empty list when nothing could be taken within ``timeout_s`` seconds, or when a batch that was begun
+        cannot be ended because nothing more comes (the broker is away): it is the beginning of the next. How long a
+        partition has been silent is added up over the calls, so that short ones come to an end too.
 
         Raises
         ------
         ConsumerError
             The log cannot be read on; see `TopicReader.poll`.
         """
-        deadline_s = self._clock_s() + timeout_s
+        moved_s = self._clock_s()
+        deadline_s = moved_s + timeout_s
         self._look()
         most_events, most_bytes = self._settings.batch_events, self._settings.batch_mib << 20
         while len(self._batch) < most_events and self._batch_bytes < most_bytes:
@@ -130,11 +131,13 @@ class BatchConsumer:
             for partition in set(self._merge.empty()) - set(empty):
                 # It was not read on while its buffer was full: what it lacks is counted from now.
                 self._silent_s[partition] = 0.0
+            now_s = self._clock_s()
             if more:
+                moved_s = now_s
                 continue
             if self._batch and len(ended) == len(self._partitions):
                 break
-            if self._clock_s() >= deadline_s:
+            if now_s >= deadline_s and (not self._batch or now_s - moved_s >= SILENT_S):
                 return []
         batch, self._batch, self._batch_bytes = self._batch, [], 0
         return batch
