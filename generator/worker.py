@@ -190,6 +190,7 @@ class GeneratorWorker:
             old.n_duplicates + n_duplicates,
             old.n_dead_letters + n_dead,
             max(old.last_event_ms, message.timestamp_ms),
+            old.n_expired + message.n_expired_before,
         )
         handled.changes.put(Table.OFFSETS, key, encode_record(new))
 
@@ -263,6 +264,9 @@ def work(
     last_s = clock_s()
     while not stop():
         outbox.send()  # also what an earlier run, or a broker that was away, has left
+        if outbox.is_full:
+            time.sleep(POLL_S)
+            continue
         messages = source.poll(POLL_S)
         if not messages and until_idle_s is not None and clock_s() - last_s >= until_idle_s:
             break
@@ -321,7 +325,7 @@ def run_generator(
 
     Raises
     ------
-    streams.consumer.TopicsMissingError
+    streams.errors.TopicsMissingError
         The broker has no topic of shifts or of verdicts.
     generator.weights.WeightsMissing
         A package that a check needs is not there.
@@ -341,7 +345,7 @@ def run_generator(
         Store(generator.state_path, map_size_mib=state.map_size_mib, sync=state.sync) as own,
         EventProducer(streams, client_id="osmf-generator") as producer,
     ):
-        outbox = Outbox(own, producer)
+        outbox = Outbox(own, producer, streams.outbox_events)
         outbox.send()
         online = _await_state(state, clock_s, stop, until_idle_s, sleep)
         if online is None:

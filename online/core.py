@@ -96,7 +96,7 @@ class OnlineCore:
             ProductNeighbours(registry, bank, settings.model.form).nearest,
             settings.seed,
         )
-        self.counts = Counts(settings.counts.half_life_s * 1000)
+        self.counts = Counts(settings.counts.half_life_s * 1000, settings.limits.arms)
         self.expectations = Expectations()
         self._calibration = PreferenceCalibration()
         self._detection = ShiftDetection(settings.shift)

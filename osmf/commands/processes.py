@@ -69,7 +69,7 @@ def online(
     from online.mismatch import StateMismatchError
     from online.worker import run_online
     from state.errors import StateError
-    from streams.consumer import ConsumerError
+    from streams.errors import ConsumerError
 
     settings = command_settings()
     stop = until_signal()
@@ -99,7 +99,7 @@ def generator(
     from generator.worker import run_generator
     from online.encoders import EncoderMissingError, likeness_encoder
     from state.errors import StateError
-    from streams.consumer import ConsumerError
+    from streams.errors import ConsumerError
 
     settings = command_settings()
     torch.set_num_threads(1)

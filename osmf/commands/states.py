@@ -15,16 +15,21 @@ state = typer.Typer(name="state", help="The files of a state.", no_args_is_help=
 
 def inspect(
     product: Annotated[str | None, typer.Option(help="Show one product whole.")] = None,
+    lag: Annotated[bool, typer.Option("--lag", help="Ask the broker how many events the log is ahead.")] = False,
     state: StatePath = None,
     json: Json = None,
 ) -> None:
     """Show what the state holds: counts and CTRs of every creative in every group, and who is in the groups."""
     from osmf.inspect import ProductMissingError, run_inspect
     from state.errors import StateError
+    from streams.errors import BrokerAwayError
 
+    settings = command_settings()
     try:
-        figures, tables = run_inspect(state or command_settings().state.path, product_id=product)
-    except (StateError, ProductMissingError) as error:
+        figures, tables = run_inspect(
+            state or settings.state.path, product_id=product, lag_of=settings.streams if lag else None
+        )
+    except (StateError, ProductMissingError, BrokerAwayError) as error:
         raise fail(error) from error
     show(figures, json, tables)
 
