@@ -60,7 +60,8 @@ class EfficientNetTower(PreTrainedModel):
 
     def train(self, mode: bool = True) -> "EfficientNetTower":
         """Stay in evaluation mode: the statistics of the batch norms are part of what is frozen."""
-        return super().train(False)
+        super().train(False)
+        return self
 
     def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutput:
         """Return 49 tokens of width 1280 for each picture, (n, 3, 224, 224)."""

@@ -19,8 +19,7 @@ from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
-from transformers.modeling_outputs import ModelOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 GROUP_TOKEN: Final = "<group>"
 """Placeholder whose embedding is replaced by e_G."""
@@ -74,8 +73,8 @@ class GroupLlavaConfig(LlavaConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Take over the settings of a native LLaVA, but not its model type: checkpoint keys are converted by that."""
-        super().__post_init__(**kwargs)
-        self.model_type = type(self).model_type
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
+        self.__dict__.pop("model_type", None)
 
 
 class GroupProjector(torch.nn.Module):
@@ -116,7 +115,7 @@ class GroupLlavaModel(LlavaModel):
         self.group_projector = GroupProjector(config)
         self.post_init()
 
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -189,8 +188,9 @@ class GroupLlavaForConditionalGeneration(LlavaForConditionalGeneration):
     def __init__(self, config: GroupLlavaConfig) -> None:
         # Not LLaVA's own: that would build its backbone only for ours to take its place.
         super(LlavaForConditionalGeneration, self).__init__(config)
+        text = config.get_text_config()
         self.model = GroupLlavaModel(config)
-        self.lm_head = torch.nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.lm_head = torch.nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()
 
     def forward(

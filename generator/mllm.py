@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -87,9 +88,8 @@ class GroupMllm:
         """
         self._refuse_placeholders(instruction)
         content = [{"type": "image"}] * n_images + [{"type": "text", "text": instruction}]
-        text: str = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
+        messages: Any = [{"role": "user", "content": content}]
+        text: str = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         # LLaVA's template leaves the first token to the tokenizer; the group comes right after it.
         start = self.tokenizer.bos_token if self._starts_with_bos() else ""
         return start + (GROUP_TOKEN if group else "") + text.removeprefix(start)
@@ -169,7 +169,7 @@ class GroupMllm:
             Rows, times samples, that go through the model at once.
         """
         was_training = self.model.training
-        self.model.eval()
+        self.model.train(False)
         drawing = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {}
         n_rows = max(1, batch_size // n_samples)
         answers: list[list[str]] = []
@@ -204,7 +204,8 @@ class GroupMllm:
         model = GroupLlavaForConditionalGeneration.from_pretrained(
             folder, dtype=dtype, attn_implementation=attention, local_files_only=True
         )
-        return cls(model.to(device), LlavaProcessor.from_pretrained(folder, local_files_only=True))
+        torch.nn.Module.to(model, device)
+        return cls(model, LlavaProcessor.from_pretrained(folder, local_files_only=True))
 
     def _starts_with_bos(self) -> bool:
         tokenizer = self.tokenizer

