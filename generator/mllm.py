@@ -100,7 +100,11 @@ class GroupMllm:
         return f"{answer}{self.tokenizer.eos_token}"
 
     def encode(self, inputs: Sequence[MllmInput], answers: Sequence[str] | None = None) -> BatchFeature:
-        """Return a batch for the model, padded on the left, on the model's device.
+        """Return a batch for the model on its device; see `collate`."""
+        return self.collate(inputs, answers).to(self.device)
+
+    def collate(self, inputs: Sequence[MllmInput], answers: Sequence[str] | None = None) -> BatchFeature:
+        """Return a batch for the model, padded on the left; a trainer moves it to its device.
 
         Parameters
         ----------
@@ -139,7 +143,7 @@ class GroupMllm:
         groups = [row.group_feature for row in inputs if row.group_feature is not None]
         if groups:
             data["group_features"] = torch.from_numpy(np.stack(groups).astype(np.float32))  # (n, 11, 128)
-        return BatchFeature(data).to(self.device)
+        return BatchFeature(data)
 
     @torch.no_grad()
     def generate(

@@ -222,12 +222,18 @@ class Prompt:
             When the text holds no readable character.
         """
         own = _OWN_TEXT.fullmatch(text)
-        if own is not None and sanitise_caption(own["caption"]) == own["caption"]:
+        if own is not None and is_well_formed(text):
             return cls(**own.groupdict())
         readable = sanitise_caption(text)
         if readable == _EMPTY_CAPTION and _EMPTY_CAPTION not in text:
             raise PromptNotUnderstood(text)
         return _parse_foreign(" ".join(text.split()))
+
+
+def is_well_formed(text: str) -> bool:
+    """Return whether a text is a prompt of ours, word for word, and not merely one that can be read as such."""
+    own = _OWN_TEXT.fullmatch(text)
+    return own is not None and sanitise_caption(own["caption"]) == own["caption"]
 
 
 def _any_of(slot: str) -> str:

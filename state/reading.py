@@ -117,6 +117,10 @@ class StateView:
         """Return the encoder versions that are kept, oldest first."""
         return [split_number_key(key[1:]) for key in self._txn.keys(Table.ENCODERS, prefix=b"v")]
 
+    def replay_blocks(self) -> list[bytes]:
+        """Return the blocks of labelled rows that are kept for replay, oldest first, as `online.replay` packed them."""
+        return [value for _, value in self._txn.scan(Table.REPLAY)]
+
     def meta(self, key: str) -> bytes | None:
         """Return one entry of the meta table."""
         return self._txn.get(Table.META, key.encode())

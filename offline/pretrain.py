@@ -1,0 +1,271 @@
+"""Pre-training of the G-MLLM on the four tasks (section 3.3): a Trainer of transformers with our rows.
+
+The Trainer's own machinery does the rest: schedule, checkpoints from which a killed run goes on, bf16, and several
+processes under `torchrun`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from PIL import Image
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from generator.instructions import INSTRUCTIONS, Task
+from generator.mllm import GroupMllm, MllmInput
+from generator.prompt import Prompt, is_well_formed, sanitise_caption
+from generator.settings import MllmSettings
+from generator.storage import open_image
+from offline.pretrain_rows import PretrainRow, make_rows
+from offline.pretrain_source import ProductSource
+from offline.settings import PretrainSettings
+from offline.teacher import EndpointTeacher, GrammarTeacher, PromptTeacher
+
+log = logging.getLogger(__name__)
+
+KEPT_PX = 384
+"""Side to which pictures are scaled down when they are kept; no vision tower here reads more."""
+
+
+class Pictures:
+    """Pictures by URI, opened once and kept small; transparency becomes white."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Image.Image] = {}
+
+    def get(self, uri: str) -> Image.Image:
+        """Return a picture, RGB.
+
+        Raises
+        ------
+        generator.storage.ImageUnreadable
+            If it cannot be read.
+        """
+        if uri not in self._kept:
+            image = open_image(uri).convert("RGBA")
+            image.thumbnail((KEPT_PX, KEPT_PX))
+            self._kept[uri] = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return self._kept[uri]
+
+    def input_of(self, row: PretrainRow) -> MllmInput:
+        """Return a row as the model reads it."""
+        images = () if row.picture_uri is None else (self.get(row.picture_uri),)
+        return MllmInput(row.instruction, images, row.group_feature)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptReport:
+    """What the prompts that a G-MLLM writes are like, each figure a share of the prompts.
+
+    ``p_well_formed`` are prompts of ours, ``p_caption_kept`` those whose caption is the product's title, and
+    ``p_distinct`` those that differ from the prompt of another group of the same product, of the same draw.
+    """
+
+    n_prompts: int
+    p_well_formed: float
+    p_caption_kept: float
+    p_distinct: float
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainReport:
+    """What pre-training came to: rows, steps, the loss at first and at last, and the prompts afterwards."""
+
+    n_rows: int
+    n_steps: int
+    first_loss: float
+    last_loss: float
+    n_seconds: float
+    prompts: PromptReport
+
+
+def teacher_of(settings: PretrainSettings, *, seed: int, client: httpx.Client) -> PromptTeacher:
+    """Return the teacher that the settings name."""
+    if settings.teacher.url is None:
+        return GrammarTeacher(temperature=settings.teacher.temperature, seed=seed)
+    return EndpointTeacher(settings.teacher, client)
+
+
+def task_weights(settings: PretrainSettings) -> dict[Task, float]:
+    """Return how often each task comes."""
+    return {
+        Task.GROUP_ANALYSIS: settings.group_analysis,
+        Task.BEHAVIOURAL_PREDICTION: settings.behavioural_prediction,
+        Task.PRODUCT_COMPREHENSION: settings.product_comprehension,
+        Task.PROMPT_GENERATION: settings.prompt_generation,
+    }
+
+
+def pretrain(
+    mllm: GroupMllm,
+    sources: Sequence[ProductSource],
+    teacher: PromptTeacher,
+    settings: PretrainSettings,
+    generation: MllmSettings,
+    *,
+    folder: Path,
+    seed: int,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> PretrainReport:
+    """Train a G-MLLM on the four tasks, in place.
+
+    A run that was killed goes on from its last checkpoint in ``folder`` and ends where it would have.
+
+    Parameters
+    ----------
+    mllm
+        The model; all of it is trained, but for a tower that is frozen by design.
+    sources
+        What the stream knows.
+    teacher
+        Who writes the prompts.
+    settings, generation
+        How it is trained, and how prompts are generated for the report.
+    folder
+        Where checkpoints go.
+    seed
+        Seed of the rows, their order and the report's draws.
+    callbacks
+        Told of every step, such as a progress bar.
+    """
+    rows = make_rows(
+        sources,
+        teacher,
+        n_rows=settings.n_rows,
+        n_prompts=settings.n_prompts,
+        task_weights=task_weights(settings),
+        p_without_group=settings.p_without_group,
+        seed=seed,
+    )
+    pictures = Pictures()
+    trainer = Trainer(
+        model=mllm.model,
+        args=_arguments(mllm, settings, len(rows), folder, seed),
+        train_dataset=rows,
+        data_collator=_collator(mllm, pictures),
+        callbacks=[LogProgress(), *callbacks],
+    )
+    for of_library in (PrinterCallback, ProgressCallback):  # they write to standard output, which belongs to figures
+        trainer.remove_callback(of_library)
+    resumed = get_last_checkpoint(folder) if folder.is_dir() else None
+    if resumed is not None:
+        log.info("pre-training goes on from %s", resumed)
+    result = trainer.train(resume_from_checkpoint=resumed)
+    losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    return PretrainReport(
+        n_rows=len(rows),
+        n_steps=int(trainer.state.global_step),
+        first_loss=losses[0],
+        last_loss=losses[-1],
+        n_seconds=float(result.metrics["train_runtime"]),
+        prompts=read_prompts(mllm, sources, generation, n_groups=settings.n_evaluated, seed=seed, pictures=pictures),
+    )
+
+
+def prompt_input(product: ProductSource, group_feature: Any, pictures: Pictures, *, wording: int = 0) -> MllmInput:
+    """Return what asks the G-MLLM for a prompt for a group of a product; without a feature, for all of its users."""
+    instruction = INSTRUCTIONS[Task.PROMPT_GENERATION][wording].fill(
+        title=product.title, group=group_feature is not None
+    )
+    images = () if product.picture_uri is None else (pictures.get(product.picture_uri),)
+    return MllmInput(instruction, images, group_feature)
+
+
+def read_prompts(
+    mllm: GroupMllm,
+    sources: Sequence[ProductSource],
+    generation: MllmSettings,
+    *,
+    n_groups: int,
+    seed: int,
+    pictures: Pictures,
+) -> PromptReport:
+    """Generate a prompt for each of some groups, whole products at a time, and read what comes."""
+    chosen: list[ProductSource] = []
+    for row in np.random.default_rng([seed, 2]).permutation(len(sources)):
+        if chosen and sum(len(product.groups) for product in chosen) + len(sources[row].groups) > n_groups:
+            break
+        chosen.append(sources[row])
+    asked = [(product, group) for product in chosen for group in product.groups]
+    answers = mllm.generate(
+        [prompt_input(product, group.feature, pictures) for product, group in asked],
+        max_new_tokens=generation.max_new_tokens,
+        temperature=generation.temperature,
+        top_p=generation.top_p,
+        seed=seed,
+    )
+    texts = [of_group[0] for of_group in answers]
+    by_product: dict[str, list[str]] = {}
+    for (product, _), text in zip(asked, texts, strict=True):
+        by_product.setdefault(product.product_id, []).append(text)
+    well_formed = [is_well_formed(text) for text in texts]
+    kept = [
+        fine and Prompt.parse(text).caption == sanitise_caption(product.title)
+        for (product, _), text, fine in zip(asked, texts, well_formed, strict=True)
+    ]
+    distinct = [
+        any(other != text for other in by_product[product.product_id])
+        for (product, _), text in zip(asked, texts, strict=True)
+    ]
+    return PromptReport(len(texts), float(np.mean(well_formed)), float(np.mean(kept)), float(np.mean(distinct)))
+
+
+class LogProgress(TrainerCallback):
+    """Writes a line of progress to the log now and then."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Log the step, the loss and the learning rate."""
+        if logs and "loss" in logs:
+            log.info(
+                "step %d of %d: loss %.4f, learning rate %.2e",
+                state.global_step,
+                state.max_steps,
+                float(logs["loss"]),
+                float(logs["learning_rate"]),
+            )
+
+
+def _arguments(mllm: GroupMllm, settings: PretrainSettings, n_rows: int, folder: Path, seed: int) -> TrainingArguments:
+    n_steps = max(1, round(settings.n_epochs * n_rows / settings.batch_rows))
+    return TrainingArguments(
+        output_dir=str(folder),
+        seed=seed,
+        data_seed=seed,
+        num_train_epochs=settings.n_epochs,
+        per_device_train_batch_size=settings.batch_rows,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(settings.warmup_share * n_steps),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_gradient,
+        logging_steps=settings.log_steps,
+        save_steps=settings.checkpoint_steps,
+        save_total_limit=1,
+        remove_unused_columns=False,  # the rows are no columns, and the collator reads all of them
+        dataloader_pin_memory=mllm.device.type == "cuda",
+        use_cpu=mllm.device.type == "cpu",
+        report_to=[],
+        disable_tqdm=True,
+    )
+
+
+def _collator(mllm: GroupMllm, pictures: Pictures) -> Callable[[Sequence[PretrainRow]], dict[str, Any]]:
+    def collate(rows: Sequence[PretrainRow]) -> dict[str, Any]:
+        return dict(mllm.collate([pictures.input_of(row) for row in rows], [row.answer for row in rows]))
+
+    return collate
