@@ -7,10 +7,11 @@ processes under `torchrun`.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import httpx
 import numpy as np
@@ -31,15 +32,30 @@ from offline.teacher import EndpointTeacher, GrammarTeacher, PromptTeacher
 
 log = logging.getLogger(__name__)
 
-KEPT_PX = 384
-"""Side to which pictures are scaled down when they are kept; no vision tower here reads more."""
+_OVERSAMPLING: Final = 2
+"""How much larger than the vision tower's input a picture is kept: the processor does the last step, as it does for
+pictures that come whole."""
 
 
 class Pictures:
-    """Pictures by URI, opened once and kept small; transparency becomes white."""
+    """Pictures by URI, opened once and kept small; transparency becomes white.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    side_px
+        Longest side at which they are kept.
+    """
+
+    def __init__(self, side_px: int) -> None:
+        self._side_px = side_px
         self._kept: dict[str, Image.Image] = {}
+
+    @classmethod
+    def of(cls, mllm: GroupMllm) -> Pictures:
+        """Return a store of pictures as large as a model can make use of."""
+        config = mllm.model.config
+        side_px = mllm.processor.patch_size * math.isqrt(config.image_seq_length)
+        return cls(_OVERSAMPLING * side_px)
 
     def get(self, uri: str) -> Image.Image:
         """Return a picture, RGB.
@@ -51,7 +67,7 @@ class Pictures:
         """
         if uri not in self._kept:
             image = open_image(uri).convert("RGBA")
-            image.thumbnail((KEPT_PX, KEPT_PX))
+            image.thumbnail((self._side_px, self._side_px))
             self._kept[uri] = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
         return self._kept[uri]
 
@@ -143,9 +159,10 @@ def pretrain(
         n_prompts=settings.n_prompts,
         task_weights=task_weights(settings),
         p_without_group=settings.p_without_group,
+        p_made_up_title=settings.p_made_up_title,
         seed=seed,
     )
-    pictures = Pictures()
+    pictures = Pictures.of(mllm)
     trainer = Trainer(
         model=mllm.model,
         args=_arguments(mllm, settings, len(rows), folder, seed),

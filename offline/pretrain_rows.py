@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from generator.instructions import INSTRUCTIONS, Task, Template
-from generator.prompt import sanitise_caption
+from generator.prompt import Prompt, sanitise_caption
 from offline.pretrain_source import Attributes, GroupSource, ProductSource
 from offline.teacher import Brief, PromptTeacher
 
@@ -62,6 +62,7 @@ def make_rows(
     n_prompts: int,
     task_weights: Mapping[Task, float],
     p_without_group: float,
+    p_made_up_title: float,
     seed: int,
 ) -> list[PretrainRow]:
     """Draw the rows of pre-training; the same arguments give the same rows.
@@ -82,6 +83,9 @@ def make_rows(
     p_without_group
         Share of the rows about users that speak of all of a product's users, without a group token. The model then
         knows both kinds of prompt, and what the token adds can be measured.
+    p_made_up_title
+        Share of the prompt generations whose product is called by words of other titles: where there are few
+        products, a model that is not pre-trained learns their titles by heart and not to copy the one it is given.
     seed
         Seed of the draws.
 
@@ -96,19 +100,33 @@ def make_rows(
     rng = np.random.default_rng([seed, 1])
     tasks = list(task_weights)
     weights = np.array([task_weights[task] for task in tasks], dtype=np.float64)
-    written: dict[tuple[str, int | None], list[str]] = {}
+    prompts_of = _prompts(teacher, n_prompts)
+    words = sorted({word for product in sources for word in sanitise_caption(product.title).split()})
     rows = []
     for task_number in rng.choice(len(tasks), size=n_rows, p=weights / weights.sum()):
         product, group = groups[int(rng.integers(len(groups)))]
         whole = rng.random() < p_without_group
         audience = _Audience(product, product.typical if whole else group.typical, None if whole else group)
-        rows.append(_row(tasks[int(task_number)], audience, _prompts(teacher, n_prompts, written), rng))
+        row = _row(tasks[int(task_number)], audience, prompts_of, rng)
+        if row.task is Task.PROMPT_GENERATION and rng.random() < p_made_up_title:
+            title = " ".join(rng.choice(words, size=int(rng.integers(2, 7))))
+            row = _retitled(row, sanitise_caption(product.title), title)
+        rows.append(row)
     return rows
 
 
-def _prompts(
-    teacher: PromptTeacher, n_prompts: int, written: dict[tuple[str, int | None], list[str]]
-) -> Callable[[_Audience], list[str]]:
+def _retitled(row: PretrainRow, title: str, made_up: str) -> PretrainRow:
+    prompt = Prompt.parse(row.answer)
+    return replace(
+        row,
+        instruction=row.instruction.replace(title, made_up),
+        answer=Prompt(caption=made_up, **prompt.slots()).text,
+    )
+
+
+def _prompts(teacher: PromptTeacher, n_prompts: int) -> Callable[[_Audience], list[str]]:
+    written: dict[tuple[str, int | None], list[str]] = {}
+
     def of(audience: _Audience) -> list[str]:
         key = audience.product.product_id, None if audience.group is None else audience.group.group_id
         if key not in written:  # asked once: an endpoint costs time and money

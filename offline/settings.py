@@ -44,6 +44,13 @@ class PretrainSettings(BaseModel):
     p_without_group: float = Field(
         0.15, ge=0, lt=1, description="Share of the rows about users that come without a group token."
     )
+    p_made_up_title: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of the prompts whose product has a made-up title, so that titles are copied and not learnt "
+        "by heart; 0 suits a language model that can copy.",
+    )
     group_analysis: float = Field(1.0, ge=0, description="Weight of the task in the draws.")
     behavioural_prediction: float = Field(0.5, ge=0, description="Weight of the task in the draws.")
     product_comprehension: float = Field(1.0, ge=0, description="Weight of the task in the draws.")

@@ -92,9 +92,11 @@ def test_after_training_prompts_are_well_formed_and_the_groups_own(
 ) -> None:
     settings = SHORT.model_copy(
         update={
-            "n_rows": 640,
+            "n_rows": 960,
+            "learning_rate": 2e-3,
             "checkpoint_steps": 1_000,
             "n_prompts": 1,
+            "p_made_up_title": 0.0,
             "group_analysis": 0.0,
             "product_comprehension": 0.0,
             "behavioural_prediction": 0.0,
@@ -103,7 +105,7 @@ def test_after_training_prompts_are_well_formed_and_the_groups_own(
     mllm, report = run(sources, settings, tmp_path / "out")
     assert report.last_loss < report.first_loss / 4
     greedy = SMALL.model_copy(update={"temperature": 0.0})
-    pictures = Pictures()
+    pictures = Pictures(64)
     prompts = read_prompts(mllm, sources, greedy, n_groups=8, seed=0, pictures=pictures)
     assert (prompts.n_prompts, prompts.p_well_formed, prompts.p_caption_kept, prompts.p_distinct) == (2, 1, 1, 1)
     # Without its token no group can be told from another.
@@ -114,7 +116,7 @@ def test_after_training_prompts_are_well_formed_and_the_groups_own(
 
 def test_prompts_of_an_untrained_model_are_not_well_formed(sources: list[ProductSource]) -> None:
     mllm = build_mllm(SMALL, seed=0)
-    report = read_prompts(mllm, sources, SMALL, n_groups=8, seed=0, pictures=Pictures())
+    report = read_prompts(mllm, sources, SMALL, n_groups=8, seed=0, pictures=Pictures(64))
     assert (report.n_prompts, report.p_well_formed, report.p_caption_kept) == (2, 0, 0)
 
 
@@ -122,7 +124,7 @@ def test_at_most_so_many_groups_are_read_but_one_product_at_least(sources: list[
     mllm = build_mllm(SMALL, seed=0)
     many = [replace(sources[0], product_id=f"p{number}") for number in range(3)]
     counted = [
-        read_prompts(mllm, many, SMALL, n_groups=n_groups, seed=0, pictures=Pictures()).n_prompts
+        read_prompts(mllm, many, SMALL, n_groups=n_groups, seed=0, pictures=Pictures(64)).n_prompts
         for n_groups in (1, 4, 5, 6)
     ]
     assert counted == [2, 4, 4, 6]
@@ -130,9 +132,9 @@ def test_at_most_so_many_groups_are_read_but_one_product_at_least(sources: list[
 
 def test_pictures_are_rgb_on_white_and_small(tmp_path: Path) -> None:
     Image.new("RGBA", (1_000, 500), (0, 0, 0, 0)).save(tmp_path / "empty.png")
-    pictures = Pictures()
+    pictures = Pictures(64)
     picture = pictures.get(str(tmp_path / "empty.png"))
-    assert (picture.mode, picture.size) == ("RGB", (384, 192))
+    assert (picture.mode, picture.size) == ("RGB", (64, 32))
     assert picture.getpixel((5, 5)) == (255, 255, 255)
     assert pictures.get(str(tmp_path / "empty.png")) is picture
 

@@ -43,7 +43,14 @@ class CountingTeacher(GrammarTeacher):
 
 
 def rows_of(sources: list[ProductSource], n_rows: int = 400, **options: object) -> list[PretrainRow]:
-    chosen = {"task_weights": EQUAL, "p_without_group": 0.25, "seed": 3, "n_prompts": 4, **options}
+    chosen = {
+        "task_weights": EQUAL,
+        "p_without_group": 0.25,
+        "p_made_up_title": 0.0,
+        "seed": 3,
+        "n_prompts": 4,
+        **options,
+    }
     return make_rows(sources, CountingTeacher(), n_rows=n_rows, **chosen)  # type: ignore[arg-type]
 
 
@@ -90,6 +97,15 @@ def test_the_same_arguments_give_the_same_rows() -> None:
     assert [(row.instruction, row.answer) for row in first] != [(row.instruction, row.answer) for row in other]
 
 
+def test_made_up_titles_stand_in_instruction_and_answer_alike() -> None:
+    rows = rows_of([product(1), product(2)], task_weights={Task.PROMPT_GENERATION: 1.0}, p_made_up_title=0.5)
+    captions = [Prompt.parse(row.answer).caption for row in rows]
+    assert all(caption in row.instruction for caption, row in zip(captions, rows, strict=True))
+    made_up = [caption for caption in captions if caption not in ("Product 1", "Product 2")]
+    assert 0.35 < len(made_up) / len(rows) < 0.6
+    assert {word for caption in made_up for word in caption.split()} == {"Product", "1", "2"}
+
+
 def test_a_teacher_is_asked_once_for_each_group_and_once_for_all_users() -> None:
     teacher = CountingTeacher()
     make_rows(
@@ -99,6 +115,7 @@ def test_a_teacher_is_asked_once_for_each_group_and_once_for_all_users() -> None
         n_prompts=3,
         task_weights={Task.PROMPT_GENERATION: 1.0},
         p_without_group=0.3,
+        p_made_up_title=0.0,
         seed=0,
     )
     assert len(teacher.asked) == 6
