@@ -223,13 +223,13 @@ class GroupLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         )
         return output
 
-    def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save the weights under their own names.
 
         By default they would get those of old LLaVA checkpoints, and a `Trainer` that goes on from a checkpoint loads
         it without converting them back: it then trains random weights, with nothing but a warning.
         """
-        super().save_pretrained(save_directory, **{"save_original_format": False, **kwargs})
+        super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
 
     def prepare_inputs_for_generation(
         self,

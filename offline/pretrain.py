@@ -26,7 +26,7 @@ from generator.prompt import Prompt, is_well_formed, sanitise_caption
 from generator.settings import MllmSettings
 from generator.storage import open_image
 from offline.pretrain_rows import PretrainRow, make_rows
-from offline.pretrain_source import ProductSource
+from offline.pretrain_source import GroupSource, ProductSource
 from offline.settings import PretrainSettings
 from offline.teacher import EndpointTeacher, GrammarTeacher, PromptTeacher
 
@@ -79,16 +79,18 @@ class Pictures:
 
 @dataclass(frozen=True, slots=True)
 class PromptReport:
-    """What the prompts that a G-MLLM writes are like, each figure a share of the prompts.
+    """What the prompts that a G-MLLM writes are like.
 
-    ``p_well_formed`` are prompts of ours, ``p_caption_kept`` those whose caption is the product's title, and
-    ``p_distinct`` those that differ from the prompt of another group of the same product, of the same draw.
+    ``p_well_formed`` is the share of prompts of ours, ``p_caption_kept`` that of those whose caption is the product's
+    title. ``specificity_nats`` says how much likelier a prompt is for the group that it was written for than for the
+    product's other groups, in log-probability on average over those that are well formed: 0 where groups make no
+    difference, or no prompt can be read.
     """
 
     n_prompts: int
     p_well_formed: float
     p_caption_kept: float
-    p_distinct: float
+    specificity_nats: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +167,7 @@ def pretrain(
     pictures = Pictures.of(mllm)
     trainer = Trainer(
         model=mllm.model,
-        args=_arguments(mllm, settings, len(rows), folder, seed),
+        args=_arguments(mllm, settings, folder, seed),
         train_dataset=rows,
         data_collator=_collator(mllm, pictures),
         callbacks=[LogProgress(), *callbacks],
@@ -177,13 +179,21 @@ def pretrain(
         log.info("pre-training goes on from %s", resumed)
     result = trainer.train(resume_from_checkpoint=resumed)
     losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    prompts = read_prompts(mllm, sources, generation, n_groups=settings.n_evaluated, seed=seed, pictures=pictures)
+    log.info(
+        "pre-trained: of %d prompts %.1f%% are well formed and %.1f%% name the product; %.2f nats are the group's",
+        prompts.n_prompts,
+        100 * prompts.p_well_formed,
+        100 * prompts.p_caption_kept,
+        prompts.specificity_nats,
+    )
     return PretrainReport(
         n_rows=len(rows),
         n_steps=int(trainer.state.global_step),
         first_loss=losses[0],
         last_loss=losses[-1],
         n_seconds=float(result.metrics["train_runtime"]),
-        prompts=read_prompts(mllm, sources, generation, n_groups=settings.n_evaluated, seed=seed, pictures=pictures),
+        prompts=prompts,
     )
 
 
@@ -220,19 +230,30 @@ def read_prompts(
         seed=seed,
     )
     texts = [of_group[0] for of_group in answers]
-    by_product: dict[str, list[str]] = {}
-    for (product, _), text in zip(asked, texts, strict=True):
-        by_product.setdefault(product.product_id, []).append(text)
     well_formed = [is_well_formed(text) for text in texts]
     kept = [
         fine and Prompt.parse(text).caption == sanitise_caption(product.title)
         for (product, _), text, fine in zip(asked, texts, well_formed, strict=True)
     ]
-    distinct = [
-        any(other != text for other in by_product[product.product_id])
-        for (product, _), text in zip(asked, texts, strict=True)
-    ]
-    return PromptReport(len(texts), float(np.mean(well_formed)), float(np.mean(kept)), float(np.mean(distinct)))
+    written = [(*who, text) for who, text, fine in zip(asked, texts, well_formed, strict=True) if fine]
+    specificity = _specificity(mllm, written, pictures)
+    return PromptReport(len(texts), float(np.mean(well_formed)), float(np.mean(kept)), specificity)
+
+
+def _specificity(
+    mllm: GroupMllm, written: Sequence[tuple[ProductSource, GroupSource, str]], pictures: Pictures
+) -> float:
+    """Return by how much a prompt's log-probability is higher for its own group than for another one, on average."""
+    own, others, answers = [], [], []
+    for product, group, text in written:
+        for other in product.groups:
+            if other is not group:
+                own.append(prompt_input(product, group.feature, pictures))
+                others.append(prompt_input(product, other.feature, pictures))
+                answers.append(text)
+    if not answers:
+        return 0.0
+    return float((mllm.log_probs(own, answers) - mllm.log_probs(others, answers)).mean())
 
 
 class LogProgress(TrainerCallback):
@@ -257,8 +278,8 @@ class LogProgress(TrainerCallback):
             )
 
 
-def _arguments(mllm: GroupMllm, settings: PretrainSettings, n_rows: int, folder: Path, seed: int) -> TrainingArguments:
-    n_steps = max(1, round(settings.n_epochs * n_rows / settings.batch_rows))
+def _arguments(mllm: GroupMllm, settings: PretrainSettings, folder: Path, seed: int) -> TrainingArguments:
+    on_cuda = mllm.device.type == "cuda"
     return TrainingArguments(
         output_dir=str(folder),
         seed=seed,
@@ -267,15 +288,19 @@ def _arguments(mllm: GroupMllm, settings: PretrainSettings, n_rows: int, folder:
         per_device_train_batch_size=settings.batch_rows,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=round(settings.warmup_share * n_steps),
+        warmup_steps=settings.warmup_share,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_gradient,
         logging_steps=settings.log_steps,
         save_steps=settings.checkpoint_steps,
         save_total_limit=1,
         remove_unused_columns=False,  # the rows are no columns, and the collator reads all of them
-        dataloader_pin_memory=mllm.device.type == "cuda",
-        use_cpu=mllm.device.type == "cpu",
+        gradient_accumulation_steps=settings.n_accumulated,
+        activation_checkpointing=settings.activation_checkpointing,
+        ddp_find_unused_parameters=True,  # a batch may have no picture, or no group
+        bf16=on_cuda,
+        dataloader_pin_memory=on_cuda,
+        use_cpu=not on_cuda,
         report_to=[],
         disable_tqdm=True,
     )

@@ -31,11 +31,15 @@ class PretrainSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    n_rows: int = Field(6_000, ge=1, description="Instructions that are drawn.")
+    n_rows: int = Field(8_000, ge=1, description="Instructions that are drawn.")
     n_epochs: float = Field(1.0, gt=0, description="Passes over them; the paper's are 10.")
     batch_rows: int = Field(16, ge=1, description="Instructions of one step on one device.")
+    n_accumulated: int = Field(1, ge=1, description="Batches whose gradients make one step, on each device.")
+    activation_checkpointing: bool = Field(
+        False, description="Whether activations are computed again for the gradient: slower, for models of billions."
+    )
     learning_rate: float = Field(
-        1e-3, gt=0, description="Peak of the cosine schedule; the paper's for a whole LLaVA is 2e-6."
+        2e-3, gt=0, description="Peak of the cosine schedule; the paper's for a whole LLaVA is 2e-6."
     )
     warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of the steps over which the rate rises.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay.")

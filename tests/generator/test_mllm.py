@@ -107,6 +107,18 @@ def test_the_likeliest_answer_does_not_depend_on_the_batch(mllm: GroupMllm) -> N
     assert together == mllm.generate(rows, max_new_tokens=6, batch_size=1)
 
 
+def test_log_probs_are_those_of_the_answer_alone_whatever_the_batch(mllm: GroupMllm) -> None:
+    rows = [MllmInput("A group.", (RED,), GROUPS[0]), MllmInput("A longer text alone."), MllmInput("Hm", (), GROUPS[1])]
+    answers = ["yes", "no, not at all", "maybe"]
+    together = mllm.log_probs(rows, answers)
+    np.testing.assert_allclose(together, mllm.log_probs(rows, answers, batch_size=1), rtol=1e-4)
+    for row, answer, log_prob in zip(rows, answers, together, strict=True):
+        batch = mllm.encode([row], [answer])
+        n_tokens = int((batch["labels"] >= 0).sum())
+        with torch.no_grad():
+            assert log_prob == pytest.approx(-float(mllm.model.eval()(**batch).loss) * n_tokens, rel=1e-4)
+
+
 def test_placeholders_are_never_written(mllm: GroupMllm) -> None:
     table = mllm.model.get_input_embeddings().weight
     kept = table.detach().clone()

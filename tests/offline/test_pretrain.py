@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from generator.mllm import GroupMllm
 from generator.mllm_presets import build_mllm
 from generator.settings import MllmSettings, TinyMllmSettings
-from offline.pretrain import Pictures, PretrainReport, pretrain, prompt_input, read_prompts, task_weights
+from offline.pretrain import Pictures, PretrainReport, pretrain, read_prompts, task_weights
 from offline.pretrain_source import GroupSource, ProductSource
 from offline.settings import PretrainSettings
 from offline.teacher import GrammarTeacher
@@ -107,17 +107,16 @@ def test_after_training_prompts_are_well_formed_and_the_groups_own(
     greedy = SMALL.model_copy(update={"temperature": 0.0})
     pictures = Pictures(64)
     prompts = read_prompts(mllm, sources, greedy, n_groups=8, seed=0, pictures=pictures)
-    assert (prompts.n_prompts, prompts.p_well_formed, prompts.p_caption_kept, prompts.p_distinct) == (2, 1, 1, 1)
-    # Without its token no group can be told from another.
-    asked = [prompt_input(sources[0], None, pictures)] * 2
-    without = mllm.generate(asked, max_new_tokens=SMALL.max_new_tokens)
-    assert without[0] == without[1]
+    assert (prompts.n_prompts, prompts.p_well_formed, prompts.p_caption_kept) == (2, 1, 1)
+    assert prompts.specificity_nats > 2
+    twins = [replace(sources[0], groups=[sources[0].groups[0], replace(sources[0].groups[0], group_id=9)])]
+    assert read_prompts(mllm, twins, greedy, n_groups=8, seed=0, pictures=pictures).specificity_nats == 0
 
 
 def test_prompts_of_an_untrained_model_are_not_well_formed(sources: list[ProductSource]) -> None:
     mllm = build_mllm(SMALL, seed=0)
     report = read_prompts(mllm, sources, SMALL, n_groups=8, seed=0, pictures=Pictures(64))
-    assert (report.n_prompts, report.p_well_formed, report.p_caption_kept) == (2, 0, 0)
+    assert (report.n_prompts, report.p_well_formed, report.p_caption_kept, report.specificity_nats) == (2, 0, 0, 0)
 
 
 def test_at_most_so_many_groups_are_read_but_one_product_at_least(sources: list[ProductSource]) -> None:
