@@ -46,7 +46,6 @@ def rows_of(sources: list[ProductSource], n_rows: int = 400, **options: object) 
     chosen = {
         "task_weights": EQUAL,
         "p_without_group": 0.25,
-        "p_made_up_title": 0.0,
         "seed": 3,
         "n_prompts": 4,
         **options,
