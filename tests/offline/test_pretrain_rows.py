@@ -63,7 +63,7 @@ def test_rows_are_of_the_stream_and_each_task_has_its_answer() -> None:
         if row.task is Task.PROMPT_GENERATION:
             assert is_well_formed(row.answer)
             assert Prompt.parse(row.answer).caption == UNNAMED_CAPTION
-            assert "the caption Product" in row.instruction
+            assert "caption Product" in row.instruction
             assert row.picture_uri is not None
             assert row.picture_uri.endswith("-0.png")
         elif row.task is Task.PRODUCT_COMPREHENSION:
