@@ -166,6 +166,42 @@ class Counts:
             self._changed_cells[CellId(product_id, old_id, creative_id)] = None
             self._changed_cells[CellId(product_id, heir_id, creative_id)] = None
 
+    def distribute_live(self, product_id: str, remembered: dict[tuple[int, str], tuple[int, int]], now_ms: int) -> None:
+        """Distribute live counts anew over a product's groups, as far as it is remembered of whom they are.
+
+        What is remembered of a creative is taken from its cells, from each the same share, and put where it belongs.
+        The creative's totals stay.
+
+        Parameters
+        ----------
+        product_id
+            The product.
+        remembered
+            Impressions and clicks, by (group, creative).
+        now_ms
+            Event time.
+        """
+        cells = self._cells.get(product_id, {})
+        for creative_id in dict.fromkeys(creative_id for _, creative_id in remembered):
+            known = {key: counts for key, counts in remembered.items() if key[1] == creative_id}
+            for key in known:
+                cells.setdefault(key, Cell(updated_at_ms=now_ms))
+            of_creative = {key: cell for key, cell in cells.items() if key[1] == creative_id}
+            for cell in of_creative.values():
+                cell.decay(now_ms, self._half_life_ms)
+            n_known, n_clicks_known = (sum(counts[place] for counts in known.values()) for place in (0, 1))
+            total = sum(cell.live_impressions for cell in of_creative.values())
+            clicks = sum(cell.live_clicks for cell in of_creative.values())
+            share = min(1.0, n_known / total) if total else 0.0
+            for key, cell in of_creative.items():
+                n, n_clicks = known.get(key, (0, 0))
+                of_clicks = n_clicks / n_clicks_known if n_clicks_known else n / n_known
+                cell.live_impressions += share * (total * n / n_known - cell.live_impressions)
+                cell.live_clicks += share * (clicks * of_clicks - cell.live_clicks)
+                # Where more of the clicks than of the impressions were before what is remembered.
+                cell.live_clicks = min(cell.live_clicks, cell.live_impressions)
+                self._changed_cells[CellId(product_id, *key)] = None
+
     def restart_live(self, product_id: str, live: dict[tuple[int, str], tuple[int, int]], now_ms: int) -> None:
         """Set a product's live counts to what was seen since its tastes changed: (impressions, clicks) by cell."""
         cells = self._cells.get(product_id, {})
