@@ -87,11 +87,9 @@ def run_online(
     with Store(state.path, map_size_mib=state.map_size_mib, sync=state.sync) as store:
         pipeline = build_pipeline(streams, online)
         pipeline.restore(store)
-        topics = streams.topics
-        inputs = [topics.products, topics.creatives, topics.impressions, topics.clicks]
         with (
             EventProducer(streams, client_id="osmf-online") as producer,
-            BatchConsumer(streams, inputs, pipeline.next_offsets(), clock_s) as consumer,
+            BatchConsumer(streams, streams.topics.inputs, pipeline.next_offsets(), clock_s) as consumer,
         ):
             outbox = Outbox(store, producer)
             outbox.send()

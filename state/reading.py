@@ -15,6 +15,8 @@ from state.records import (
     Cell,
     CreativeRecord,
     ExpectationRecord,
+    ForgettingRecord,
+    LedgerRecord,
     OffsetRecord,
     ProductGroups,
     ProductRecord,
@@ -24,6 +26,7 @@ from state.records import (
     split_arm_key,
     split_number_key,
     split_partition_key,
+    split_place_key,
 )
 from state.store import ReadTransaction, Store, Table
 
@@ -35,6 +38,8 @@ _ARM = msgspec.msgpack.Decoder(ArmRecord)
 _EXPECTATION = msgspec.msgpack.Decoder(ExpectationRecord)
 _CATEGORY_METRICS = msgspec.msgpack.Decoder(CategoryMetricsRecord)
 _SLOPE = msgspec.msgpack.Decoder(SlopeRecord)
+_LEDGER = msgspec.msgpack.Decoder(LedgerRecord)
+_FORGETTING = msgspec.msgpack.Decoder(ForgettingRecord)
 _SHIFT = msgspec.msgpack.Decoder(ShiftRecord)
 
 
@@ -99,6 +104,15 @@ class StateView:
     def arms(self) -> dict[tuple[str, str, int], ArmRecord]:
         """Return the counts of the experiments, by (experiment, arm, user bucket)."""
         return {split_arm_key(key): _ARM.decode(value) for key, value in self._txn.scan(Table.ARMS)}
+
+    def ledger(self) -> LedgerRecord:
+        """Return the numbers of the ledger: what it holds, what has left it, and what has been taken back."""
+        value = self._txn.get(Table.META, b"ledger")
+        return LedgerRecord() if value is None else _LEDGER.decode(value)
+
+    def forgettings(self) -> dict[tuple[str, int, int, int], ForgettingRecord]:
+        """Return what forgotten users' events took back, by their place: topic, partition, offset and row."""
+        return {split_place_key(key): _FORGETTING.decode(value) for key, value in self._txn.scan(Table.FORGETTINGS)}
 
     def shifts(self) -> list[ShiftRecord]:
         """Return every published shift, oldest first."""

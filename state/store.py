@@ -37,7 +37,7 @@ from state.files import (
 )
 from state.pages import PageError, check_pages
 
-LAYOUT_VERSION = 4
+LAYOUT_VERSION = 5
 """Version of the tables and record layouts; another version is refused, never guessed."""
 
 _LAYOUT_KEY = b"layout_version"
@@ -56,7 +56,11 @@ class Table(StrEnum):
     IMPRESSIONS = "impressions"
     WAITING_CLICKS = "waiting_clicks"
     TIMERS = "timers"
+    LEDGER = "ledger"
+    LEDGER_INDEX = "ledger_index"
+    FORGETTINGS = "forgettings"
     CELLS = "cells"
+    LIVE_RESTARTS = "live_restarts"
     GROUPS = "groups"
     CLUSTERINGS = "clusterings"
     EXPECTATIONS = "expectations"

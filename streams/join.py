@@ -8,53 +8,30 @@ on the log, so that a replay repeats it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 
 from state.records import (
+    ClickEntry,
     ImpressionRecord,
+    RetractionEntry,
     WaitingClickRecord,
     encode_record,
     split_timer_key,
     timer_key,
 )
 from state.store import ChangeSet, ReadTransaction, Table
-from streams.codec import Undecodable
-from streams.events import Click, DeadLetterReason, Impression
+from streams.events import Click, ClickRetracted, Impression, UserForgotten
 from streams.merge import Message
+from streams.received import Received, Refused
 from streams.settings import JoinSettings
 
 _IMPRESSION = msgspec.msgpack.Decoder(ImpressionRecord)
 _WAITING = msgspec.msgpack.Decoder(WaitingClickRecord)
 
 _LABEL, _EXPIRE, _WAIT = b"L", b"E", b"W"
-
-
-class Refused(msgspec.Struct, frozen=True):
-    """An event that cannot be used, with its place in the log."""
-
-    topic: str
-    partition: int
-    offset: int
-    row: int
-    reason: DeadLetterReason
-    detail: str
-    payload: bytes
-
-
-class Received(msgspec.Struct, frozen=True):
-    """An event with its place in the log; ``row`` counts the events of one message."""
-
-    event: Impression | Click
-    message: Message
-    row: int
-
-    def refuse(self, reason: DeadLetterReason, detail: str) -> Refused:
-        """Return this event as one that cannot be used."""
-        at = self.message
-        return Refused(at.topic, at.partition, at.offset, self.row, reason, detail, at.value or b"")
 
 
 @dataclass
@@ -73,12 +50,19 @@ class Joined:
 
     ``clicked`` are impressions whose click arrived in this batch (counted now); ``labelled`` are
     those whose label window closed (trained now); ``corrected`` were labelled as no click and are
-    clicked after all (the label is taken back and given anew).
+    clicked after all (the label is taken back and given anew). ``retracted`` are those whose click was
+    retracted (taken back now); ``uncorrected`` those of them that were labelled as a click before.
+    ``click_entries`` and ``retraction_entries`` are the same clicks and retractions for the ledger, but
+    for those of the batch's own impressions.
     """
 
     clicked: list[ImpressionRecord] = field(default_factory=list)
     labelled: list[ImpressionRecord] = field(default_factory=list)
     corrected: list[ImpressionRecord] = field(default_factory=list)
+    retracted: list[ImpressionRecord] = field(default_factory=list)
+    uncorrected: list[ImpressionRecord] = field(default_factory=list)
+    click_entries: list[tuple[str, ClickEntry]] = field(default_factory=list)
+    retraction_entries: list[tuple[str, RetractionEntry]] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
     tallies: dict[tuple[str, int], Tally] = field(default_factory=dict)
 
@@ -86,30 +70,38 @@ class Joined:
         """Return the tally of a partition."""
         return self.tallies.setdefault((topic, partition), Tally())
 
+    def use(self, at: Message | WaitingClickRecord, *, duplicate: bool = False) -> None:
+        """Record an event as used; a duplicate is one without effect."""
+        tally = self.tally(at.topic, at.partition)
+        tally.n_used += 1
+        tally.n_duplicates += duplicate
+
     def refuse(self, refused: Refused) -> None:
         """Record an event that cannot be used."""
         self.refused.append(refused)
         self.tally(refused.topic, refused.partition).n_dead_letters += 1
 
 
-def new_impressions(txn: ReadTransaction, received: Iterable[Received], joined: Joined) -> list[Received]:
-    """Return the impressions that are not known yet; the others are counted as duplicates."""
+def new_impressions(
+    txn: ReadTransaction, received: Iterable[Received], joined: Joined, forgotten: Collection[str] = ()
+) -> list[Received]:
+    """Return the impressions that are not known yet, or forgotten; the others are counted as duplicates."""
     candidates = list(received)
     known = txn.get_many(
         Table.IMPRESSIONS,
-        [item.event.impression_id.encode() for item in candidates],
+        [item.event.impression_id.encode() for item in candidates if isinstance(item.event, Impression)],
     )
     fresh: list[Received] = []
     seen: set[str] = set()
     for item in candidates:
+        assert isinstance(item.event, Impression)
         impression_id = item.event.impression_id
-        tally = joined.tally(item.message.topic, item.message.partition)
-        tally.n_used += 1
-        if impression_id in seen or impression_id.encode() in known:
-            tally.n_duplicates += 1
-            continue
-        seen.add(impression_id)
-        fresh.append(item)
+        is_known = impression_id.encode() in known and impression_id not in forgotten
+        duplicate = is_known or impression_id in seen
+        joined.use(item.message, duplicate=duplicate)
+        if not duplicate:
+            seen.add(impression_id)
+            fresh.append(item)
     return fresh
 
 
@@ -136,6 +128,9 @@ class Join:
         clicks: list[Received],
         newest_event_ms: int,
         joined: Joined,
+        *,
+        archived: Mapping[str, ImpressionRecord] | None = None,
+        forgotten: Collection[str] = (),
     ) -> Joined:
         """Join a batch and write what changed to ``changes``.
 
@@ -146,26 +141,34 @@ class Join:
         impressions
             The batch's new impressions, by id.
         clicks
-            The batch's clicks, in log order.
+            The batch's clicks and their retractions, in log order.
         newest_event_ms
             The newest event time of the batch; the watermark stays ``allowed_lateness_s`` behind it.
         joined
             What is known of the batch so far; added to and returned.
+        archived
+            Impressions whose click may no longer come, but can be retracted, by id.
+        forgotten
+            Ids of impressions that the state before this batch knows, and this batch has forgotten.
         """
-        touched = _Touched(txn, impressions)
-        touched.load([click.event.impression_id for click in clicks])
+        touched = _Touched(txn, impressions, forgotten)
+        touched.load([click.event.impression_id for click in clicks if not isinstance(click.event, UserForgotten)])
+        # A step back of the newest event (a clock that jumped) never moves the watermark back.
+        self.watermark_ms = max(self.watermark_ms, newest_event_ms - self._settings.allowed_lateness_s * 1000)
         self._open(changes, impressions)
         self._resolve_waiting(txn, changes, touched, impressions, joined)
         for click in clicks:
-            self._click(txn, changes, touched, click, joined)
-        # A step back of the newest event (a clock that jumped) never moves the watermark back.
-        self.watermark_ms = max(self.watermark_ms, newest_event_ms - self._settings.allowed_lateness_s * 1000)
+            if isinstance(click.event, ClickRetracted):
+                self._retract(txn, changes, touched, archived or {}, click, joined)
+            else:
+                self._click(txn, changes, touched, click, joined)
         self._fire(txn, changes, touched, joined)
         touched.write(changes)
         return joined
 
     def _open(self, changes: ChangeSet, impressions: dict[str, ImpressionRecord]) -> None:
         for impression_id, record in impressions.items():
+            record.counted_ms = self.watermark_ms
             due_ms = record.shown_at_ms + self._settings.label_window_s * 1000
             changes.put(Table.TIMERS, timer_key(due_ms, impression_id), _LABEL)
 
@@ -181,8 +184,16 @@ class Join:
             return
         waiting = txn.get_many(Table.WAITING_CLICKS, [impression_id.encode() for impression_id in impressions])
         for key, value in waiting.items():
-            changes.delete(Table.WAITING_CLICKS, key)
-            self._attribute(touched, key.decode(), _WAITING.decode(value), joined)
+            click = _WAITING.decode(value)
+            self._end_wait(changes, key.decode(), click)
+            self._attribute(touched, key.decode(), click, joined)
+
+    def _end_wait(self, changes: ChangeSet, impression_id: str, click: WaitingClickRecord) -> None:
+        changes.delete(Table.WAITING_CLICKS, impression_id.encode())
+        changes.delete(Table.TIMERS, self._wait_timer(click.clicked_at_ms, impression_id))
+
+    def _wait_timer(self, clicked_at_ms: int, impression_id: str) -> bytes:
+        return timer_key(clicked_at_ms + self._settings.click_wait_s * 1000, impression_id)
 
     def _click(
         self, txn: ReadTransaction, changes: ChangeSet, touched: _Touched, click: Received, joined: Joined
@@ -193,15 +204,52 @@ class Join:
         if touched.get(event.impression_id) is not None:
             self._attribute(touched, event.impression_id, arrived, joined)
             return
-        key = event.impression_id.encode()
-        if changes.has(Table.WAITING_CLICKS, key) or txn.get(Table.WAITING_CLICKS, key) is not None:
-            tally = joined.tally(at.topic, at.partition)
-            tally.n_used += 1
-            tally.n_duplicates += 1
+        if _waiting(txn, changes, event.impression_id) is not None:
+            joined.use(at, duplicate=True)
             return
-        changes.put(Table.WAITING_CLICKS, key, encode_record(arrived))
-        until_ms = event.clicked_at_ms + self._settings.click_wait_s * 1000
-        changes.put(Table.TIMERS, timer_key(until_ms, event.impression_id), _WAIT)
+        changes.put(Table.WAITING_CLICKS, event.impression_id.encode(), encode_record(arrived))
+        changes.put(Table.TIMERS, self._wait_timer(event.clicked_at_ms, event.impression_id), _WAIT)
+
+    def _retract(
+        self,
+        txn: ReadTransaction,
+        changes: ChangeSet,
+        touched: _Touched,
+        archived: Mapping[str, ImpressionRecord],
+        retraction: Received,
+        joined: Joined,
+    ) -> None:
+        event, at = retraction.event, retraction.message
+        assert isinstance(event, ClickRetracted)
+        impression_id = event.impression_id
+        record = touched.get(impression_id) or archived.get(impression_id)
+        if record is None:
+            click = _waiting(txn, changes, impression_id)
+            if click is None:
+                detail = (
+                    f"nothing is known of an impression {impression_id!r}, or no longer (online.ledger.retention_s)"
+                )
+                joined.refuse(retraction.refuse("unknown_impression", detail))
+                return
+            # It was never counted, and now it will not be.
+            self._end_wait(changes, impression_id, click)
+            joined.use(click, duplicate=True)
+            joined.use(at)
+        elif not record.clicked:
+            detail = f"no click on impression {impression_id!r} has been counted"
+            joined.refuse(retraction.refuse("unknown_click", detail))
+        elif record.retracted:
+            joined.use(at, duplicate=True)
+        else:
+            joined.use(at)
+            record.retracted, record.retracted_late = True, record.labelled
+            joined.retracted.append(record)
+            if record.labelled:
+                joined.uncorrected.append(record)
+            if touched.get(impression_id) is record:
+                touched.mark(impression_id)
+            if not touched.is_new(impression_id):
+                joined.retraction_entries.append((impression_id, RetractionEntry(record.labelled)))
 
     def _attribute(self, touched: _Touched, impression_id: str, click: WaitingClickRecord, joined: Joined) -> None:
         """Give a click to its impression, unless it came too late or there was one before."""
@@ -217,19 +265,18 @@ class Join:
                 )
             )
             return
-        tally = joined.tally(click.topic, click.partition)
-        tally.n_used += 1
-        if record.clicked:
-            tally.n_duplicates += 1
-            return
-        self._credit(touched, impression_id, joined)
+        joined.use(click, duplicate=record.clicked)
+        if not record.clicked:
+            self._credit(touched, impression_id, joined)
 
     def _credit(self, touched: _Touched, impression_id: str, joined: Joined) -> None:
         record = touched.get(impression_id)
         assert record is not None
-        record.clicked = True
+        record.clicked, record.clicked_ms, record.clicked_late = True, self.watermark_ms, record.labelled
         touched.mark(impression_id)
         joined.clicked.append(record)
+        if not touched.is_new(impression_id):
+            joined.click_entries.append((impression_id, ClickEntry(record.clicked_ms, record.clicked_late)))
         if record.labelled:
             joined.corrected.append(record)
 
@@ -265,22 +312,27 @@ class Join:
             touched.drop(impression_id)
 
     def _give_up(self, txn: ReadTransaction, changes: ChangeSet, impression_id: str, joined: Joined) -> None:
-        key = impression_id.encode()
-        pending = (
-            changes.get(Table.WAITING_CLICKS, key)
-            if changes.has(Table.WAITING_CLICKS, key)
-            else (txn.get(Table.WAITING_CLICKS, key))
-        )
-        if pending is None:
+        record = _waiting(txn, changes, impression_id)
+        if record is None:
             return
-        record = _WAITING.decode(pending)
-        changes.delete(Table.WAITING_CLICKS, key)
+        changes.delete(Table.WAITING_CLICKS, impression_id.encode())
         joined.refuse(
             _refused(
                 record,
                 f"no impression {impression_id!r} within streams.join.click_wait_s = {self._settings.click_wait_s} s",
             )
         )
+
+
+def _waiting(txn: ReadTransaction, changes: ChangeSet, impression_id: str) -> WaitingClickRecord | None:
+    """Return the click that waits for an impression."""
+    key = impression_id.encode()
+    value = (
+        changes.get(Table.WAITING_CLICKS, key)
+        if changes.has(Table.WAITING_CLICKS, key)
+        else txn.get(Table.WAITING_CLICKS, key)
+    )
+    return None if value is None else _WAITING.decode(value)
 
 
 def _refused(click: WaitingClickRecord, detail: str) -> Refused:
@@ -291,11 +343,12 @@ def _refused(click: WaitingClickRecord, detail: str) -> Refused:
 class _Touched:
     """The impressions that a batch looks at: loaded in bulk, written once."""
 
-    def __init__(self, txn: ReadTransaction, new: dict[str, ImpressionRecord]) -> None:
+    def __init__(self, txn: ReadTransaction, new: dict[str, ImpressionRecord], forgotten: Collection[str] = ()) -> None:
         self._txn = txn
+        self._new = new
         self._records: dict[str, ImpressionRecord] = dict(new)
         self._dirty: dict[str, None] = dict.fromkeys(new)
-        self._dropped: set[str] = set()
+        self._dropped: set[str] = set(forgotten) - new.keys()
 
     def load(self, impression_ids: Iterable[str]) -> None:
         wanted = [
@@ -308,6 +361,10 @@ class _Touched:
 
     def get(self, impression_id: str) -> ImpressionRecord | None:
         return self._records.get(impression_id)
+
+    def is_new(self, impression_id: str) -> bool:
+        """Return whether an impression is of this batch."""
+        return impression_id in self._new
 
     def mark(self, impression_id: str) -> None:
         self._dirty[impression_id] = None
@@ -322,10 +379,3 @@ class _Touched:
             changes.put(Table.IMPRESSIONS, impression_id.encode(), encode_record(self._records[impression_id]))
         for impression_id in self._dropped:
             changes.delete(Table.IMPRESSIONS, impression_id.encode())
-
-
-def undecodable(message: Message, row: int, failure: Undecodable) -> Refused:
-    """Return a message that could not be decoded as one that cannot be used."""
-    return Refused(
-        message.topic, message.partition, message.offset, row, failure.reason, failure.detail, failure.payload
-    )

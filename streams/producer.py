@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
-from streams.codec import encode, event_key, event_time_ms, topic_types
-from streams.events import Event
+from streams.codec import encode, event_key, event_time_ms, event_topics
+from streams.events import Event, UserForgotten
 from streams.settings import StreamSettings
 
 
@@ -23,6 +23,7 @@ class SendError(RuntimeError):
 class EventProducer:
     """Sends events to the topic of their type, keyed by product, stamped with their event time.
 
+    A forgotten user concerns every product, so that one copy goes to every partition.
     ``send`` returns before the broker has answered; ``flush`` waits for every answer and raises
     `SendError` when one of them was a refusal.
     """
@@ -30,7 +31,7 @@ class EventProducer:
     def __init__(self, settings: StreamSettings, *, client_id: str) -> None:
         from kafka import KafkaProducer
 
-        self._topics = {event_type: topic for topic, event_type in topic_types(settings.topics).items()}
+        self._topics = event_topics(settings.topics)
         self._producer = KafkaProducer(
             bootstrap_servers=settings.bootstrap_servers.split(","),
             client_id=client_id,
@@ -43,13 +44,24 @@ class EventProducer:
 
     def send(self, event: Event) -> None:
         """Send one event; the answer is awaited by `flush`."""
-        self.send_bytes(
-            self._topics[type(event)], event_key(event), encode(event), timestamp_ms=event_time_ms(event) or None
-        )
+        topic = self._topics[type(event)]
+        partitions = sorted(self._producer.partitions_for(topic)) if isinstance(event, UserForgotten) else [None]
+        for partition in partitions:
+            self.send_bytes(
+                topic,
+                event_key(event),
+                encode(event),
+                timestamp_ms=event_time_ms(event) or None,
+                partition=partition,
+            )
 
-    def send_bytes(self, topic: str, key: str, payload: bytes, *, timestamp_ms: int | None = None) -> None:
-        """Send bytes as they are; the answer is awaited by `flush`."""
-        future: Any = self._producer.send(topic, key=key.encode(), value=payload, timestamp_ms=timestamp_ms)
+    def send_bytes(
+        self, topic: str, key: str, payload: bytes, *, timestamp_ms: int | None = None, partition: int | None = None
+    ) -> None:
+        """Send bytes as they are, to the key's partition unless another is named; the answer is awaited by `flush`."""
+        future: Any = self._producer.send(
+            topic, key=key.encode(), value=payload, timestamp_ms=timestamp_ms, partition=partition
+        )
         future.add_errback(lambda error: self._errors.append((topic, error)))
 
     def flush(self) -> None:

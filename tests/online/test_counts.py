@@ -80,7 +80,7 @@ def test_a_click_on_an_impression_before_a_restart_gives_no_ctr_over_1() -> None
     counts = Counts(HOUR_MS)
     shown = [impression() for _ in range(3)]
     counts.count_impressions(shown, 0)
-    counts.restart_live("p", {(0, "c"): (1, 0)}, 0)
+    counts.restart_live("p", {(0, "c"): (1, 0)}, 0, 0)
     counts.count_clicks([(each, 0) for each in shown], 0)
     cell = counts.cells_of("p")[0, "c"]
     assert (cell.n_impressions, cell.n_clicks, cell.live_impressions, cell.live_clicks) == (3, 3, 1.0, 1.0)
@@ -90,7 +90,7 @@ def test_a_restart_sets_live_counts_to_the_evidence_and_leaves_life_alone() -> N
     counts = Counts(HOUR_MS)
     shown = [impression(creative=c) for c in "aab"] + [impression("q")]
     counts.count_impressions(shown, 0)
-    counts.restart_live("p", {(0, "a"): (1, 1)}, 500)
+    counts.restart_live("p", {(0, "a"): (1, 1)}, 500, 0)
     cells = counts.cells_of("p")
     assert cells[0, "a"] == Cell(2, 0, 1.0, 1.0, 500)
     assert cells[0, "b"] == Cell(1, 0, 0.0, 0.0, 500)
@@ -145,7 +145,7 @@ def test_sums_over_groups_are_the_creatives_totals_after_any_merges(actions: lis
         elif action == "wait":
             now_ms += number
         elif action == "restart":
-            counts.restart_live("p", {}, now_ms)
+            counts.restart_live("p", {}, now_ms, 0)
         assert totals(counts) == {c: (n, expected["x"][c]) for c, n in expected["n"].items()}
         for cell in counts.cells_of("p").values():
             assert 0 <= cell.n_clicks <= cell.n_impressions

@@ -8,7 +8,7 @@ import pytest
 
 from osmf.log_entry import KINDS, LogEntry
 from osmf.recount import Counts, recount_entries
-from streams.codec import encode, event_key, event_time_ms, topic_types
+from streams.codec import encode, event_key, event_time_ms, event_topics
 from streams.events import Click, Creative, Event, Impression, Product
 from streams.settings import StreamSettings
 
@@ -44,7 +44,7 @@ def log(*events: Event) -> Iterator[LogEntry]:
     kind_of = {
         event_type: kind
         for kind in KINDS
-        for topic, event_type in topic_types(STREAMS.topics).items()
+        for event_type, topic in event_topics(STREAMS.topics).items()
         if topic == getattr(STREAMS.topics, kind)
     }
     for event in events:

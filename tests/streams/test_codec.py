@@ -23,9 +23,9 @@ from streams.codec import (
     encode,
     event_key,
     event_time_ms,
+    event_topics,
     json_schemas,
     topic_decoders,
-    topic_types,
 )
 from streams.events import (
     Click,
@@ -543,11 +543,14 @@ def test_no_bytes_make_a_decoder_raise(payload: bytes) -> None:
 
 def test_every_topic_has_a_type_and_inputs_a_decoder() -> None:
     topics = TopicSettings()
-    types = topic_types(topics)
-    assert {types[topics.impressions], types[topics.clicks], types[topics.products], types[topics.creatives]} == {
-        decoder.event_type for decoder in topic_decoders(topics, FieldMapSettings()).values()
-    }
-    assert len(types) == 6
+    topic_of = event_topics(topics)
+    assert set(topic_of) == set(get_args(Event))
+    assert set(topic_of.values()) == set(topics.model_dump().values())
+    decoders = topic_decoders(topics, FieldMapSettings())
+    assert set(decoders) == set(topics.inputs)
+    for event_type, topic in topic_of.items():
+        if topic in decoders:
+            assert event_type in (get_args(decoders[topic].event_type) or (decoders[topic].event_type,))
 
 
 @pytest.mark.parametrize(

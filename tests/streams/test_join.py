@@ -14,8 +14,9 @@ from state.records import ImpressionRecord
 from state.store import ChangeSet, Store, Table
 from streams.codec import encode, event_time_ms
 from streams.events import Click, Impression
-from streams.join import Join, Joined, Received, Refused, Tally, new_impressions
+from streams.join import Join, Joined, Tally, new_impressions
 from streams.merge import Message
+from streams.received import Received, Refused
 from streams.settings import JoinSettings
 
 WINDOWS = JoinSettings(allowed_lateness_s=10, label_window_s=100, attribution_window_s=1_000, click_wait_s=200)
