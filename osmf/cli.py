@@ -58,6 +58,7 @@ for command in (
     processes.simulate,
     logs.replay,
     states.inspect,
+    logs.forget,
     logs.verify,
     states.backup,
     states.restore,

@@ -16,8 +16,9 @@ from online.ctr import shrink
 from online.displacement import read_centroid_displacements
 from online.metrics import MetricPoint, read_metrics
 from osmf.figures import Figures, commit, device
+from osmf.ledger_figures import ledger_metrics, ledger_words
 from state.reading import StateView, open_view
-from state.records import Cell, GroupRecord, OffsetRecord, ProductGroups, ProductRecord
+from state.records import Cell, GroupRecord, LedgerRecord, OffsetRecord, ProductGroups, ProductRecord
 from state.store import Store
 
 MOST_ROWS: Final = 40
@@ -100,6 +101,7 @@ class Inspection:
     n_parked: int
     n_shifts: int
     n_waiting_clicks: int
+    ledger: LedgerRecord
     n_outbox: int
 
 
@@ -137,6 +139,7 @@ def inspect_state(path: Path, *, product_id: str | None = None) -> Inspection:
             n_parked=view.n_parked_products(),
             n_shifts=sum(product_id in (None, shift.product_id) for shift in view.shifts()),
             n_waiting_clicks=view.n_waiting_clicks(),
+            ledger=view.ledger(),
             n_outbox=view.n_outbox(),
         )
 
@@ -197,6 +200,7 @@ def inspection_figures(inspection: Inspection, *, seconds: float) -> Figures:
         "duplicates": sum(offset.n_duplicates for offset in inspection.offsets.values()),
         "dead_letters": sum(offset.n_dead_letters for offset in inspection.offsets.values()),
         "waiting_clicks": inspection.n_waiting_clicks,
+        **ledger_metrics(inspection.ledger),
         "outbox": inspection.n_outbox,
         "shifts": inspection.n_shifts,
         "encoder_version": max(inspection.encoder_versions, default=0),
@@ -315,6 +319,7 @@ def _stream_table(inspection: Inspection) -> Table:
         f"{inspection.n_resident:,} products resident, {inspection.n_parked:,} parked",
         f"{inspection.n_shifts:,} shifts",
         f"{inspection.n_waiting_clicks:,} clicks wait for their impression",
+        ledger_words(inspection.ledger),
     ]
     if inspection.points:
         last = inspection.points[-1]

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from osmf.figures import Figures, commit, device
+from osmf.ledger_figures import ledger_metrics, ledger_words
 from state.files import DATA_FILE
 from state.reading import StateView
 from state.store import LAYOUT_VERSION, Store
@@ -28,7 +29,9 @@ def run_state_info(path: Path) -> tuple[Figures, list[RenderableType]]:
     with Store(path, readonly=True) as store, store.read() as txn:
         n_entries = {table.value: txn.count(table) for table in StateTable}
         offsets = {f"{topic}[{n}]": offset.next_offset for (topic, n), offset in StateView(txn).offsets().items()}
+        ledger = StateView(txn).ledger()
         metrics: dict[str, float | int] = {
+            **ledger_metrics(ledger),
             "layout_version": LAYOUT_VERSION,
             "used_bytes": store.size_bytes(),
             "file_bytes": (path / DATA_FILE).stat().st_size,
@@ -46,7 +49,8 @@ def run_state_info(path: Path) -> tuple[Figures, list[RenderableType]]:
     mib = {name: f"{metrics[f'{name}_bytes'] / 2**20:,.1f} MiB" for name in ("used", "file", "map")}
     words = Text.assemble(
         (f"{path}: layout {LAYOUT_VERSION}. ", "bold"),
-        f"{mib['used']} in use, a file of {mib['file']}, a map of {mib['map']}, which grows by itself.",
+        f"{mib['used']} in use, a file of {mib['file']}, a map of {mib['map']}, which grows by itself. ",
+        f"{ledger_words(ledger)}.",
     )
     return figures, [words, _counts("partition", "next offset", offsets), _counts("table", "entries", n_entries)]
 

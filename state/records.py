@@ -90,7 +90,10 @@ class ImpressionRecord(msgspec.Struct, array_like=True):
 
 
 class WaitingClickRecord(msgspec.Struct, frozen=True, array_like=True):
-    """A click that came before its impression, with its place in the log for a dead letter."""
+    """A click that came before its impression, with its place in the log for a dead letter.
+
+    One that is ``retracted`` is credited all the same when its impression comes, and taken back at once.
+    """
 
     clicked_at_ms: int
     topic: str
@@ -98,6 +101,7 @@ class WaitingClickRecord(msgspec.Struct, frozen=True, array_like=True):
     offset: int
     row: int
     payload: bytes
+    retracted: bool = False
 
 
 class LedgerBlock(msgspec.Struct, array_like=True):

@@ -223,33 +223,34 @@ class Join:
         assert isinstance(event, ClickRetracted)
         impression_id = event.impression_id
         record = touched.get(impression_id) or archived.get(impression_id)
-        if record is None:
-            click = _waiting(txn, changes, impression_id)
-            if click is None:
-                detail = (
-                    f"nothing is known of an impression {impression_id!r}, or no longer (online.ledger.retention_s)"
-                )
-                joined.refuse(retraction.refuse("unknown_impression", detail))
-                return
-            # It was never counted, and now it will not be.
-            self._end_wait(changes, impression_id, click)
-            joined.use(click, duplicate=True)
-            joined.use(at)
+        waiting = None if record is not None else _waiting(txn, changes, impression_id)
+        if record is None and waiting is None:
+            detail = f"nothing is known of impression {impression_id!r}, or no longer (online.ledger.retention_s)"
+            joined.refuse(retraction.refuse("unknown_impression", detail))
+        elif record is None:
+            assert waiting is not None
+            joined.use(at, duplicate=waiting.retracted)
+            kept = msgspec.structs.replace(waiting, retracted=True)
+            changes.put(Table.WAITING_CLICKS, impression_id.encode(), encode_record(kept))
         elif not record.clicked:
             detail = f"no click on impression {impression_id!r} has been counted"
             joined.refuse(retraction.refuse("unknown_click", detail))
-        elif record.retracted:
-            joined.use(at, duplicate=True)
         else:
-            joined.use(at)
-            record.retracted, record.retracted_late = True, record.labelled
-            joined.retracted.append(record)
-            if record.labelled:
-                joined.uncorrected.append(record)
-            if touched.get(impression_id) is record:
-                touched.mark(impression_id)
-            if not touched.is_new(impression_id):
-                joined.retraction_entries.append((impression_id, RetractionEntry(record.labelled)))
+            joined.use(at, duplicate=record.retracted)
+            self._discredit(touched, impression_id, record, joined)
+
+    def _discredit(self, touched: _Touched, impression_id: str, record: ImpressionRecord, joined: Joined) -> None:
+        """Take the click of an impression back; a second time nothing happens."""
+        if record.retracted:
+            return
+        record.retracted, record.retracted_late = True, record.labelled
+        joined.retracted.append(record)
+        if record.labelled:
+            joined.uncorrected.append(record)
+        if touched.get(impression_id) is record:
+            touched.mark(impression_id)
+        if not touched.is_new(impression_id):
+            joined.retraction_entries.append((impression_id, RetractionEntry(record.labelled)))
 
     def _attribute(self, touched: _Touched, impression_id: str, click: WaitingClickRecord, joined: Joined) -> None:
         """Give a click to its impression, unless it came too late or there was one before."""
@@ -268,6 +269,8 @@ class Join:
         joined.use(click, duplicate=record.clicked)
         if not record.clicked:
             self._credit(touched, impression_id, joined)
+            if click.retracted:
+                self._discredit(touched, impression_id, record, joined)
 
     def _credit(self, touched: _Touched, impression_id: str, joined: Joined) -> None:
         record = touched.get(impression_id)

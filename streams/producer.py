@@ -44,25 +44,28 @@ class EventProducer:
 
     def send(self, event: Event) -> None:
         """Send one event; the answer is awaited by `flush`."""
-        topic = self._topics[type(event)]
-        partitions = sorted(self._producer.partitions_for(topic)) if isinstance(event, UserForgotten) else [None]
-        for partition in partitions:
-            self.send_bytes(
-                topic,
-                event_key(event),
-                encode(event),
-                timestamp_ms=event_time_ms(event) or None,
-                partition=partition,
-            )
+        self.send_bytes(
+            self._topics[type(event)],
+            event_key(event),
+            encode(event),
+            timestamp_ms=event_time_ms(event) or None,
+            everywhere=isinstance(event, UserForgotten),
+        )
 
     def send_bytes(
-        self, topic: str, key: str, payload: bytes, *, timestamp_ms: int | None = None, partition: int | None = None
-    ) -> None:
-        """Send bytes as they are, to the key's partition unless another is named; the answer is awaited by `flush`."""
-        future: Any = self._producer.send(
-            topic, key=key.encode(), value=payload, timestamp_ms=timestamp_ms, partition=partition
-        )
-        future.add_errback(lambda error: self._errors.append((topic, error)))
+        self, topic: str, key: str, payload: bytes, *, timestamp_ms: int | None = None, everywhere: bool = False
+    ) -> int:
+        """Send bytes as they are to the key's partition, or ``everywhere``; the answer is awaited by `flush`.
+
+        Returns how many messages that makes.
+        """
+        partitions = sorted(self._producer.partitions_for(topic) or [0]) if everywhere else [None]
+        for partition in partitions:
+            future: Any = self._producer.send(
+                topic, key=key.encode(), value=payload, timestamp_ms=timestamp_ms, partition=partition
+            )
+            future.add_errback(lambda error: self._errors.append((topic, error)))
+        return len(partitions)
 
     def flush(self) -> None:
         """Wait until the broker has everything.
