@@ -303,9 +303,9 @@ class Ledger:
 
 
 def offsets_by_topic(offsets: Mapping[tuple[str, int], int], topics: Collection[str]) -> Starts:
-    """Return the offsets of the partitions of some topics."""
+    """Return the offsets of the partitions of some topics, in order: as they are after a restart."""
     found: Starts = {}
-    for (topic, partition), offset in offsets.items():
+    for (topic, partition), offset in sorted(offsets.items()):
         if topic in topics:
             found.setdefault(topic, {})[partition] = offset
     return found

@@ -69,14 +69,17 @@ class Replay:
     def forget(self, rows: LabelledRows) -> dict[int, LabelledRows]:
         """Remove rows as if they had never been there, those taken back too; return the blocks as they are left.
 
-        Of equal rows the newest goes: any does. One that has fallen out is passed over.
+        Of equal rows the newest goes: any does. One that has fallen out is passed over. ``rows`` are all of their
+        impressions', so that each label that is taken back is among those given.
         """
         changed: dict[int, _Block] = {}
+        stands = rows.weights > 0
         for row in np.flatnonzero(rows.weights < 0):
             # With a label that was taken back the row goes that it was given to.
+            stands[_equal(rows, rows, int(row), stands)[0]] = False
             if self._remove(rows, int(row), changed, sign=-1, live=0):
                 self._remove(rows, int(row), changed, sign=1, live=0)
-        for row in np.flatnonzero(rows.weights > 0):
+        for row in np.flatnonzero(stands):
             self._remove(rows, int(row), changed, sign=1, live=1)
         self._blocks = deque(block for block in self._blocks if len(block))
         return {number: block.rows for number, block in changed.items()}

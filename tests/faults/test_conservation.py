@@ -53,6 +53,9 @@ from tests.faults.plain_recount import PlainRecount
 from tests.faults.traces import traces
 
 N_USERS = 120
+N_UNIQUE = 60
+"""Of the users, those who have a tag of their own, by which a trace is found; the others share theirs with three."""
+
 PRODUCTS = ("lamp", "sofa", "vase", "desk")
 """The first two are there from the beginning."""
 
@@ -64,7 +67,7 @@ STREAMS = StreamSettings(
 )
 ONLINE = OnlineSettings(
     seed=7,
-    # Every user has a tag of its own, by which a trace is found; age is what tastes follow.
+    # Age is what tastes follow.
     attributes=AttributeSettings(
         values={"age": ("young", "old"), "tag": tuple(f"t{user}" for user in range(N_USERS))},
     ),
@@ -95,7 +98,8 @@ TOPIC_OF = event_topics(STREAMS.topics)
 
 
 def user_of(number: int) -> tuple[str, dict[str, str]]:
-    return f"user-{number:04d}-is-nobody-else", {"age": ("young", "old")[number % 2], "tag": f"t{number}"}
+    tag = number if number < N_UNIQUE else number - number % 4
+    return f"user-{number:04d}-is-nobody-else", {"age": ("young", "old")[tag // 4 % 2], "tag": f"t{tag}"}
 
 
 class Conservation(RuleBasedStateMachine):
@@ -110,14 +114,12 @@ class Conservation(RuleBasedStateMachine):
         self.rng = np.random.default_rng(0)
         self.now_ms = START_MS
         self.pending: list[Event] = []
-        self.log: list[Message] = []
         self.next_offsets: Counter[str] = Counter()
         self.sent: dict[str, Impression] = {}  # by id, as it was sent last
         self.clicked_ms: dict[str, int] = {}
         self.likes = 0
         self.n_products = 0
         self.n_sent = 0
-        self.traceless: list[tuple[str, list[str], bytes]] = []
 
     def _restored(self) -> Pipeline:
         def no_picture(uri: str) -> bytes:
@@ -261,7 +263,9 @@ class Conservation(RuleBasedStateMachine):
     def _ledger(self) -> Ledger:
         return Ledger(ONLINE.ledger)
 
-    def _codes(self, user: int) -> bytes:
+    def _codes(self, user: int) -> bytes | None:
+        if user >= N_UNIQUE:
+            return None
         codes: bytes = self.pipeline._core.schema.encode_many([user_of(user)[1]])[0].tobytes()
         return codes
 
