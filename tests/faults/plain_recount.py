@@ -31,6 +31,7 @@ class PlainRecount:
 
     attribution_ms: int
     shown: dict[str, Counted] = field(default_factory=dict)
+    forgotten: set[str] = field(default_factory=set)
     _waiting: dict[str, tuple[int, bool]] = field(default_factory=dict)  # when clicked, and whether retracted
 
     def add_many(self, events: Iterable[Event]) -> None:
@@ -60,6 +61,7 @@ class PlainRecount:
             case UserForgotten():
                 for name in [n for n, c in self.shown.items() if c.impression.user_id == event.user_id]:
                     del self.shown[name]
+                    self.forgotten.add(name)
             case _:
                 pass
 

@@ -250,15 +250,17 @@ class Conservation(RuleBasedStateMachine):
             self._send(UserForgotten(user_id=user_of(user)[0], forgotten_at_ms=self.now_ms))
         if not everything:
             return
+        forgotten_before = set(self.plain.forgotten)
         self.work_off(len(self.pending))
         with self.store.read() as txn:
             for user in users:
                 user_id = user_of(user)[0]
                 ids = [name for name, impression in self.sent.items() if impression.user_id == user_id]
                 waiting = {key.decode() for key, _ in txn.scan(Table.WAITING_CLICKS)}
-                # A click that waits for an impression that never came names no user; one that came was removed.
-                ids = [name for name in ids if name not in waiting]
-                assert traces(txn, user_id, ids, self._ledger(), self._codes(user)) == []
+                # Clicks and retractions of impressions that had never come, or had been forgotten, name no user.
+                ids = [name for name in ids if name not in waiting | forgotten_before]
+                found = traces(txn, user_id, ids, self._ledger(), self._codes(user))
+                assert found == [], found
 
     def _ledger(self) -> Ledger:
         return Ledger(ONLINE.ledger)
