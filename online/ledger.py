@@ -35,6 +35,9 @@ from state.store import ChangeSet, ReadTransaction, Table
 BLOCK_ENTRIES = 2_048
 """Entries from which a block is full; until then every commit writes it again."""
 
+BLOCK_SHARE = 1 / 32
+"""Share of the retention after which a block is full, too: entries leave by blocks, and none stays much longer."""
+
 Starts = dict[str, dict[int, int]]
 """Where partitions stand: offsets by topic and partition."""
 
@@ -156,7 +159,7 @@ class Ledger:
         users[: len(impressions)] = [hashes[user_id] for user_id, _, _ in impressions]
         names = [name for _, name, _ in impressions] + [name for _, name, _ in later]
         crcs = np.fromiter(map(_crc, names), np.uint32, n_new)
-        block = self._open_block(starts)
+        block = self._open_block(starts, now_ms)
         block.index = Index(
             max(block.index.newest_ms, now_ms),
             np.concatenate([block.index.users, users]),
@@ -172,10 +175,10 @@ class Ledger:
         if len(block.index.users) >= self._block_entries:
             self._open, self.numbers.open_block = None, None
 
-    def _open_block(self, starts: Starts) -> _Block:
-        if self._open is None:
+    def _open_block(self, starts: Starts, now_ms: int) -> _Block:
+        if self._open is None or now_ms - self._open.content.oldest_ms > BLOCK_SHARE * self._settings.retention_s * 1000:
             empty = Index(0, np.zeros(0, np.uint64), np.zeros(0, np.uint32))
-            self._open = _Block(self.numbers.n_blocks, empty, LedgerBlock(starts, b"", [], []))
+            self._open = _Block(self.numbers.n_blocks, empty, LedgerBlock(now_ms, starts, b"", [], []))
             self.numbers.open_block = self.numbers.n_blocks
             self.numbers.n_blocks += 1
         return self._open

@@ -109,9 +109,10 @@ class LedgerBlock(msgspec.Struct, array_like=True):
 
     ``details`` are an `ImpressionRecord` of an impression, `ClickEntry` of a click that came in a later micro-batch,
     and `RetractionEntry` of its retraction. ``starts`` is where the partitions of impressions stood before the first
-    entry.
+    entry, ``oldest_ms`` its watermark.
     """
 
+    oldest_ms: int
     starts: dict[str, dict[int, int]]
     kinds: bytes
     impression_ids: list[str]
