@@ -176,7 +176,10 @@ class Ledger:
             self._open, self.numbers.open_block = None, None
 
     def _open_block(self, starts: Starts, now_ms: int) -> _Block:
-        if self._open is None or now_ms - self._open.content.oldest_ms > BLOCK_SHARE * self._settings.retention_s * 1000:
+        if (
+            self._open is None
+            or now_ms - self._open.content.oldest_ms > BLOCK_SHARE * self._settings.retention_s * 1000
+        ):
             empty = Index(0, np.zeros(0, np.uint64), np.zeros(0, np.uint32))
             self._open = _Block(self.numbers.n_blocks, empty, LedgerBlock(now_ms, starts, b"", [], []))
             self.numbers.open_block = self.numbers.n_blocks

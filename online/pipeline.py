@@ -137,7 +137,7 @@ class Pipeline:
             batch, messages, offsets, txn, changes, joined, before_ms, self._head.n_batches
         )
         fresh = new_impressions(txn, batch.impressions, joined, looked_up.forgotten_ids)
-        self._bring_in((item.event.product_id for item in fresh), txn)
+        self._bring_in((item.event.product_id for item in fresh if isinstance(item.event, Impression)), txn)
         records = self._group(fresh)
         # A correction may come at any time after what it corrects: it moves no watermark.
         seen = (item.event for item in (*fresh, *batch.clicks) if isinstance(item.event, Impression | Click))

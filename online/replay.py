@@ -159,7 +159,8 @@ def _equal(rows: LabelledRows, others: LabelledRows, row: int, among: npt.NDArra
     equal = among & (rows.rows.creatives == others.rows.creatives[row])
     equal &= (rows.rows.products == others.rows.products[row]) & (rows.clicks == others.clicks[row])
     found = np.flatnonzero(equal)
-    return found[(rows.rows.attributes[found] == others.rows.attributes[row]).all(axis=1)]
+    alike: Ints = found[(rows.rows.attributes[found] == others.rows.attributes[row]).all(axis=1)]
+    return alike
 
 
 def _below(products: Ints, numbers: Ints, floors: dict[int, int]) -> npt.NDArray[np.bool_]:

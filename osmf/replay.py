@@ -301,10 +301,11 @@ def _send(
             # A message without a time is stamped by the client with the present: 0 would be taken for none.
             stamp_ms = max(entry.timestamp_ms, 1)
             everywhere = entry.kind == "corrections" and isinstance(corrections.decode(entry.payload)[0], UserForgotten)
-            n_before = n_sent
-            n_sent += producer.send_bytes(
+            producer.send_bytes(
                 topics[entry.kind], entry.key, entry.payload, timestamp_ms=stamp_ms, everywhere=everywhere
             )
+            n_before = n_sent
+            n_sent += len(producer.partitions(topics[entry.kind])) if everywhere else 1
             first_ms, last_ms = first_ms or stamp_ms, stamp_ms
             if n_sent // FLUSH_EVERY > n_before // FLUSH_EVERY:
                 producer.flush()

@@ -66,7 +66,7 @@ class EventDecoder:
         self.event_type = event_type
         structs: tuple[type[Event], ...] = get_args(event_type) or (event_type,)
         self._name = " or ".join(struct.__name__ for struct in structs)
-        tags = {struct.__struct_config__.tag_field for struct in structs} - {None}
+        tags = {tag for struct in structs if (tag := struct.__struct_config__.tag_field) is not None}
         self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(event_type)
         self._paths = {ours: theirs.split(".") for ours, theirs in (fields or {}).items()}
         fields_of = [msgspec.structs.fields(struct) for struct in structs]

@@ -54,18 +54,17 @@ class EventProducer:
 
     def send_bytes(
         self, topic: str, key: str, payload: bytes, *, timestamp_ms: int | None = None, everywhere: bool = False
-    ) -> int:
-        """Send bytes as they are to the key's partition, or ``everywhere``; the answer is awaited by `flush`.
-
-        Returns how many messages that makes.
-        """
-        partitions = sorted(self._producer.partitions_for(topic) or [0]) if everywhere else [None]
-        for partition in partitions:
+    ) -> None:
+        """Send bytes as they are to the key's partition, or ``everywhere``; the answer is awaited by `flush`."""
+        for partition in self.partitions(topic) if everywhere else [None]:
             future: Any = self._producer.send(
                 topic, key=key.encode(), value=payload, timestamp_ms=timestamp_ms, partition=partition
             )
             future.add_errback(lambda error: self._errors.append((topic, error)))
-        return len(partitions)
+
+    def partitions(self, topic: str) -> list[int]:
+        """Return the partitions of a topic."""
+        return sorted(self._producer.partitions_for(topic) or [0])
 
     def flush(self) -> None:
         """Wait until the broker has everything.
