@@ -113,7 +113,7 @@ class Pipeline:
             self._registry.restore(txn)
             self._core.restore(txn)
             self._corrections.ledger.restore(txn)
-            self._offsets = StateView(txn).offsets()
+            self._offsets = StateView({0: txn}).offsets()
 
     def next_offsets(self) -> dict[tuple[str, int], int]:
         """Return where each partition continues."""

@@ -18,6 +18,7 @@ from streams.events import (
     ClickRetracted,
     Correction,
     Creative,
+    CreativeReviewed,
     DeadLetter,
     DeadLetterReason,
     Event,
@@ -167,6 +168,7 @@ def event_topics(topics: TopicSettings) -> dict[type[Event], str]:
         UserForgotten: topics.corrections,
         Product: topics.products,
         Creative: topics.creatives,
+        CreativeReviewed: topics.creatives_reviewed,
         GroupsShifted: topics.groups_shifted,
         DeadLetter: topics.dead_letters,
     }
@@ -198,6 +200,8 @@ def event_time_ms(event: Event) -> int:
             return event.updated_at_ms
         case Creative():
             return event.created_at_ms
+        case CreativeReviewed():
+            return event.reviewed_at_ms
         case GroupsShifted():
             return event.detected_at_ms
         case DeadLetter():

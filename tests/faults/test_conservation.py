@@ -327,7 +327,7 @@ class Conservation(RuleBasedStateMachine):
     @invariant()
     def counts_are_those_of_a_plain_recount(self) -> None:
         with self.store.read() as txn:
-            view = StateView(txn)
+            view = StateView({0: txn})
             cells, arms = view.cells(), view.arms()
         found: dict[tuple[str, str], tuple[int, int]] = {}
         for cell in cells:
@@ -349,7 +349,7 @@ class Conservation(RuleBasedStateMachine):
     def cells_are_those_of_the_ledger(self) -> None:
         """Each impression is counted in the group that it was shown to, or the one that has taken that over since."""
         with self.store.read() as txn:
-            view = StateView(txn)
+            view = StateView({0: txn})
             lives, successors = ledger_lives(txn), {}
             for product_id in PRODUCTS:
                 groups = view.groups(product_id)
@@ -383,7 +383,7 @@ class Conservation(RuleBasedStateMachine):
                         bool(rows.clicks[place]),
                     )
                     net[name] += int(rows.weights[place])
-            view = StateView(txn)
+            view = StateView({0: txn})
             products = {product.product_id: product.number for product in view.products()}
             creatives = {(each.product_id, each.creative_id): each.number for each in view.creatives()}
             expected = Counter(
@@ -404,7 +404,7 @@ class Conservation(RuleBasedStateMachine):
         with self.store.read() as txn:
             decoder = msgspec.msgpack.Decoder(WaitingClickRecord)
             waiting = [decoder.decode(value) for _, value in txn.scan(Table.WAITING_CLICKS)]
-            assert broken_invariants(StateView(txn), waiting, STREAMS) == []
+            assert broken_invariants(StateView({0: txn}), waiting, STREAMS) == []
 
 
 def ledger_lives(txn: Any) -> list[ImpressionRecord]:

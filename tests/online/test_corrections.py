@@ -97,7 +97,7 @@ class Run:
         with self.store.read() as txn:
             decoder = msgspec.msgpack.Decoder(WaitingClickRecord)
             waiting = [decoder.decode(value) for _, value in txn.scan(Table.WAITING_CLICKS)]
-            assert broken_invariants(StateView(txn), waiting, self.streams) == []
+            assert broken_invariants(StateView({0: txn}), waiting, self.streams) == []
 
     def counts(self) -> tuple[int, int]:
         with open_view(self.store) as view:

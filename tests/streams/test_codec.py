@@ -32,6 +32,7 @@ from streams.events import (
     ClickRetracted,
     Correction,
     Creative,
+    CreativeReviewed,
     DeadLetter,
     DeadLetterReason,
     Event,
@@ -87,10 +88,13 @@ SHIFT = GroupsShifted(
         )
     ],
 )
+REVIEWED = CreativeReviewed(
+    creative_id="c1", product_id="p1", verdict="rejected", reviewed_by="ann", reviewed_at_ms=8, reason="dark"
+)
 DEAD_LETTER = DeadLetter(
     event_id="t-0-1-0", reason="bad_json", detail="d", topic="t", partition=0, offset=1, payload=b"\x00\xff"
 )
-EVENTS: list[Event] = [IMPRESSION, CLICK, PRODUCT, CREATIVE, SHIFT, DEAD_LETTER]
+EVENTS: list[Event] = [IMPRESSION, CLICK, PRODUCT, CREATIVE, REVIEWED, SHIFT, DEAD_LETTER]
 BY_NAME: dict[str, Event] = {type(event).__name__: event for event in EVENTS}
 
 
@@ -610,6 +614,7 @@ def test_every_topic_has_a_type_and_inputs_a_decoder() -> None:
         (PRODUCT, 5, "p1"),
         (CREATIVE, 6, "p1"),
         (SHIFT, 7, "p1"),
+        (REVIEWED, 8, "p1"),
         (DEAD_LETTER, 0, "t-0-1-0"),
     ],
 )
