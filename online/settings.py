@@ -200,7 +200,7 @@ class LedgerSettings(BaseModel):
     max_entries: int = Field(
         10_000_000,
         ge=1,
-        description="Impressions and later clicks in the ledger at most, about 150 bytes each; beyond, the oldest go.",
+        description="Impressions and later clicks in the ledger at most, about 120 bytes each; beyond, the oldest go.",
     )
     hash_key: SecretStr = Field(
         SecretStr(""),

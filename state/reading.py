@@ -152,7 +152,7 @@ class StateView:
         for value in self.meta("ledger"):
             numbers = msgspec.structs.asdict(_LEDGER.decode(value))
             total.update({name: n for name, n in numbers.items() if name not in ("key_mark", "open_block")})
-        return LedgerRecord(**total)
+        return msgspec.structs.replace(LedgerRecord(), **total)
 
     def forgettings(self) -> dict[tuple[str, int, int, int], ForgettingRecord]:
         """Return what forgotten users' events took back, by their place: topic, partition, offset and row."""
