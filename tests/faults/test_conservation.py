@@ -437,8 +437,8 @@ def test_nothing_is_lost_or_made_up() -> None:
     run_state_machine_as_test(
         Conservation,
         settings=settings(
-            max_examples=8,
-            stateful_step_count=25,
+            max_examples=4,
+            stateful_step_count=20,
             deadline=None,
             derandomize=True,
             suppress_health_check=list(HealthCheck),
