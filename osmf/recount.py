@@ -20,7 +20,7 @@ from osmf.forgettings import Forgettings, Place
 from osmf.log_entry import KINDS, Kind, LogEntry
 from state.reading import StateView
 from state.records import ForgettingRecord, WaitingClickRecord
-from streams.codec import EventDecoder, Undecodable, topic_decoders
+from streams.codec import EventDecoder, Undecodable, event_time_ms, topic_decoders
 from streams.events import Click, ClickRetracted, Creative, DeadLetter, Event, Impression, Product, UserForgotten
 from streams.settings import StreamSettings
 from streams.tail import Tail
@@ -176,8 +176,10 @@ def recount_entries(
 ) -> dict[tuple[str, str], Counts]:
     """Count the events of a log from files by (product, creative); ``entries`` gives the log, from its start each time.
 
-    What the ledger no longer held when a correction came is taken back here all the same.
+    Impressions and clicks that are dated too far ahead are left out, as the online process leaves them out
+    (``streams.max_ahead_s``). What the ledger no longer held when a correction came is taken back here all the same.
     """
+    now_ms = time.time_ns() // 1_000_000
     names = {getattr(streams.topics, kind): kind for kind in KINDS}
     decoders: dict[Kind, EventDecoder] = {
         names[topic]: decoder for topic, decoder in topic_decoders(streams.topics, streams.fields).items()
@@ -187,7 +189,10 @@ def recount_entries(
         for number, entry in enumerate(entries()):
             if entry.kind in kinds:
                 for event in decoders[entry.kind].decode(entry.payload):
-                    if not isinstance(event, Undecodable):
+                    latest_ms = min(entry.timestamp_ms, now_ms) + streams.max_ahead_s * 1000
+                    if isinstance(event, Undecodable):
+                        continue
+                    if not isinstance(event, Impression | Click) or event_time_ms(event) <= latest_ms:
                         yield Place("", 0, number), event
 
     forgettings = Forgettings()

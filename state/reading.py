@@ -175,6 +175,10 @@ class StateView:
         """Return what users are clustered by, as the grouping wrote it; None before a shard's first version."""
         return {txn.get(Table.ENCODERS, SPACE_KEY) for txn in self._txns.values()}
 
+    def replay_blocks(self) -> dict[int, list[bytes]]:
+        """Return the blocks of rows kept for replay, as `online.replay` packed them, by shard, the oldest first."""
+        return {shard: [block for _, block in txn.scan(Table.REPLAY)] for shard, txn in self._txns.items()}
+
     def encoder_versions(self) -> list[tuple[int, int]]:
         """Return the encoder versions that are kept, as (shard, version), each shard's oldest first."""
         return [
@@ -195,6 +199,10 @@ class StateView:
     def n_waiting_clicks(self) -> int:
         """Return how many clicks wait for their impression."""
         return self._count(Table.WAITING_CLICKS)
+
+    def n_pending_impressions(self) -> int:
+        """Return how many impressions are kept for their clicks."""
+        return self._count(Table.IMPRESSIONS)
 
     def n_resident_products(self) -> int:
         """Return of how many products the online process holds groups and counts in memory."""

@@ -256,6 +256,8 @@ DeadLetterReason = Literal[
     "unknown_click",
     "ledger_off",
     "unreadable_image",
+    "time_ahead",
+    "over_limit",
 ]
 """Why an event could not be used; ``docs/events.md`` has a line on each."""
 

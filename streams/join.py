@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 import msgspec
 
@@ -25,10 +26,10 @@ from state.records import (
 from state.store import ChangeSet, ReadTransaction, Table
 from streams.events import Click, ClickRetracted, Impression, UserForgotten
 from streams.merge import Message
-from streams.received import Received, Refused
+from streams.received import Received, Refused, payload_of
 from streams.settings import JoinSettings
+from streams.touched import TouchedImpressions
 
-_IMPRESSION = msgspec.msgpack.Decoder(ImpressionRecord)
 _WAITING = msgspec.msgpack.Decoder(WaitingClickRecord)
 
 _LABEL, _EXPIRE, _WAIT = b"L", b"E", b"W"
@@ -54,6 +55,7 @@ class Joined:
     retracted (taken back now); ``uncorrected`` those of them that were labelled as a click before.
     ``click_entries`` and ``retraction_entries`` are the same clicks and retractions for the ledger, but
     for those of the batch's own impressions.
+    ``n_closed_early`` impressions had to go before their attribution window had passed, for there were too many.
     """
 
     clicked: list[ImpressionRecord] = field(default_factory=list)
@@ -65,6 +67,7 @@ class Joined:
     retraction_entries: list[tuple[str, RetractionEntry]] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
     tallies: dict[tuple[str, int], Tally] = field(default_factory=dict)
+    n_closed_early: int = 0
 
     def tally(self, topic: str, partition: int) -> Tally:
         """Return the tally of a partition."""
@@ -119,6 +122,7 @@ class Join:
     def __init__(self, settings: JoinSettings, watermark_ms: int = 0) -> None:
         self._settings = settings
         self.watermark_ms = watermark_ms
+        self._n_waiting = 0
 
     def run(
         self,
@@ -151,7 +155,8 @@ class Join:
         forgotten
             Ids of impressions that the state before this batch knows, and this batch has forgotten.
         """
-        touched = _Touched(txn, impressions, forgotten)
+        self._n_waiting = txn.count(Table.WAITING_CLICKS)
+        touched = TouchedImpressions(txn, impressions, forgotten)
         touched.load([click.event.impression_id for click in clicks if not isinstance(click.event, UserForgotten)])
         # A step back of the newest event (a clock that jumped) never moves the watermark back.
         self.watermark_ms = max(self.watermark_ms, newest_event_ms - self._settings.allowed_lateness_s * 1000)
@@ -163,6 +168,9 @@ class Join:
             else:
                 self._click(txn, changes, touched, click, joined)
         self._fire(txn, changes, touched, joined)
+        n_pending = txn.count(Table.IMPRESSIONS) + len(impressions) - touched.n_dropped
+        if n_pending > self._settings.max_pending_impressions:
+            self._close_early(txn, changes, touched, joined, n_pending - self._settings.max_pending_impressions)
         touched.write(changes)
         return joined
 
@@ -176,7 +184,7 @@ class Join:
         self,
         txn: ReadTransaction,
         changes: ChangeSet,
-        touched: _Touched,
+        touched: TouchedImpressions,
         impressions: dict[str, ImpressionRecord],
         joined: Joined,
     ) -> None:
@@ -189,6 +197,7 @@ class Join:
             self._attribute(touched, key.decode(), click, joined)
 
     def _end_wait(self, changes: ChangeSet, impression_id: str, click: WaitingClickRecord) -> None:
+        self._n_waiting -= 1
         changes.delete(Table.WAITING_CLICKS, impression_id.encode())
         changes.delete(Table.TIMERS, self._wait_timer(click.clicked_at_ms, impression_id))
 
@@ -196,17 +205,29 @@ class Join:
         return timer_key(clicked_at_ms + self._settings.click_wait_s * 1000, impression_id)
 
     def _click(
-        self, txn: ReadTransaction, changes: ChangeSet, touched: _Touched, click: Received, joined: Joined
+        self, txn: ReadTransaction, changes: ChangeSet, touched: TouchedImpressions, click: Received, joined: Joined
     ) -> None:
         event, at = click.event, click.message
         assert isinstance(event, Click)
-        arrived = WaitingClickRecord(event.clicked_at_ms, at.topic, at.partition, at.offset, click.row, at.value or b"")
+        arrived = WaitingClickRecord(
+            event.clicked_at_ms, at.topic, at.partition, at.offset, click.row, payload_of(event, at)
+        )
         if touched.get(event.impression_id) is not None:
             self._attribute(touched, event.impression_id, arrived, joined)
             return
         if _waiting(txn, changes, event.impression_id) is not None:
             joined.use(at, duplicate=True)
             return
+        if self._n_waiting >= self._settings.max_waiting_clicks:
+            joined.refuse(
+                click.refuse(
+                    "over_limit",
+                    f"its impression {event.impression_id!r} has not come, and streams.join.max_waiting_clicks = "
+                    f"{self._settings.max_waiting_clicks} clicks wait for theirs already",
+                )
+            )
+            return
+        self._n_waiting += 1
         changes.put(Table.WAITING_CLICKS, event.impression_id.encode(), encode_record(arrived))
         changes.put(Table.TIMERS, self._wait_timer(event.clicked_at_ms, event.impression_id), _WAIT)
 
@@ -214,7 +235,7 @@ class Join:
         self,
         txn: ReadTransaction,
         changes: ChangeSet,
-        touched: _Touched,
+        touched: TouchedImpressions,
         archived: Mapping[str, ImpressionRecord],
         retraction: Received,
         joined: Joined,
@@ -239,7 +260,9 @@ class Join:
             joined.use(at, duplicate=record.retracted)
             self._discredit(touched, impression_id, record, joined)
 
-    def _discredit(self, touched: _Touched, impression_id: str, record: ImpressionRecord, joined: Joined) -> None:
+    def _discredit(
+        self, touched: TouchedImpressions, impression_id: str, record: ImpressionRecord, joined: Joined
+    ) -> None:
         """Take the click of an impression back; a second time nothing happens."""
         if record.retracted:
             return
@@ -252,7 +275,9 @@ class Join:
         if not touched.is_new(impression_id):
             joined.retraction_entries.append((impression_id, RetractionEntry(record.labelled)))
 
-    def _attribute(self, touched: _Touched, impression_id: str, click: WaitingClickRecord, joined: Joined) -> None:
+    def _attribute(
+        self, touched: TouchedImpressions, impression_id: str, click: WaitingClickRecord, joined: Joined
+    ) -> None:
         """Give a click to its impression, unless it came too late or there was one before."""
         record = touched.get(impression_id)
         assert record is not None
@@ -272,7 +297,7 @@ class Join:
             if click.retracted:
                 self._discredit(touched, impression_id, record, joined)
 
-    def _credit(self, touched: _Touched, impression_id: str, joined: Joined) -> None:
+    def _credit(self, touched: TouchedImpressions, impression_id: str, joined: Joined) -> None:
         record = touched.get(impression_id)
         assert record is not None
         record.clicked, record.clicked_ms, record.clicked_late = True, self.watermark_ms, record.labelled
@@ -283,7 +308,7 @@ class Join:
         if record.labelled:
             joined.corrected.append(record)
 
-    def _fire(self, txn: ReadTransaction, changes: ChangeSet, touched: _Touched, joined: Joined) -> None:
+    def _fire(self, txn: ReadTransaction, changes: ChangeSet, touched: TouchedImpressions, joined: Joined) -> None:
         end = timer_key(self.watermark_ms, "")
         due: list[tuple[bytes, bytes]] = []
         for key, kind in txn.scan(Table.TIMERS):
@@ -314,10 +339,37 @@ class Join:
                     continue
             touched.drop(impression_id)
 
+    def _close_early(
+        self, txn: ReadTransaction, changes: ChangeSet, touched: TouchedImpressions, joined: Joined, n_surplus: int
+    ) -> None:
+        """Close the oldest impressions before their time, those that are labelled first."""
+        n_most = min(n_surplus, self._settings.max_timers_per_batch)
+        found: list[bytes] = []
+        for wanted in (_EXPIRE, _LABEL):
+            stored = (
+                key for key, kind in txn.scan(Table.TIMERS) if kind == wanted and not changes.has(Table.TIMERS, key)
+            )
+            found += islice(stored, n_most - len(found))
+            new = sorted(key for key, kind in changes.of(Table.TIMERS) if kind == wanted)
+            found += new[: n_most - len(found)]
+        touched.load([split_timer_key(key)[1] for key in found])
+        for key in found:
+            changes.delete(Table.TIMERS, key)
+            impression_id = split_timer_key(key)[1]
+            record = touched.get(impression_id)
+            if record is None:
+                continue
+            if not record.labelled:
+                record.labelled = True
+                joined.labelled.append(record)
+            touched.drop(impression_id)
+            joined.n_closed_early += 1
+
     def _give_up(self, txn: ReadTransaction, changes: ChangeSet, impression_id: str, joined: Joined) -> None:
         record = _waiting(txn, changes, impression_id)
         if record is None:
             return
+        self._n_waiting -= 1
         changes.delete(Table.WAITING_CLICKS, impression_id.encode())
         joined.refuse(
             _refused(
@@ -341,44 +393,3 @@ def _waiting(txn: ReadTransaction, changes: ChangeSet, impression_id: str) -> Wa
 def _refused(click: WaitingClickRecord, detail: str) -> Refused:
     at = (click.topic, click.partition, click.offset, click.row)
     return Refused(*at, "unknown_impression", detail, click.payload)
-
-
-class _Touched:
-    """The impressions that a batch looks at: loaded in bulk, written once."""
-
-    def __init__(self, txn: ReadTransaction, new: dict[str, ImpressionRecord], forgotten: Collection[str] = ()) -> None:
-        self._txn = txn
-        self._new = new
-        self._records: dict[str, ImpressionRecord] = dict(new)
-        self._dirty: dict[str, None] = dict.fromkeys(new)
-        self._dropped: set[str] = set(forgotten) - new.keys()
-
-    def load(self, impression_ids: Iterable[str]) -> None:
-        wanted = [
-            impression_id.encode()
-            for impression_id in impression_ids
-            if impression_id not in self._records and impression_id not in self._dropped
-        ]
-        for key, value in self._txn.get_many(Table.IMPRESSIONS, wanted).items():
-            self._records[key.decode()] = _IMPRESSION.decode(value)
-
-    def get(self, impression_id: str) -> ImpressionRecord | None:
-        return self._records.get(impression_id)
-
-    def is_new(self, impression_id: str) -> bool:
-        """Return whether an impression is of this batch."""
-        return impression_id in self._new
-
-    def mark(self, impression_id: str) -> None:
-        self._dirty[impression_id] = None
-
-    def drop(self, impression_id: str) -> None:
-        del self._records[impression_id]
-        self._dirty.pop(impression_id, None)
-        self._dropped.add(impression_id)
-
-    def write(self, changes: ChangeSet) -> None:
-        for impression_id in self._dirty:
-            changes.put(Table.IMPRESSIONS, impression_id.encode(), encode_record(self._records[impression_id]))
-        for impression_id in self._dropped:
-            changes.delete(Table.IMPRESSIONS, impression_id.encode())

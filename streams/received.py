@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from streams.codec import Undecodable
-from streams.events import Click, ClickRetracted, DeadLetterReason, Impression, UserForgotten
+from streams.codec import ARROW_STREAM_MARK, Undecodable, encode
+from streams.events import Click, ClickRetracted, DeadLetterReason, Event, Impression, UserForgotten
 from streams.merge import Message
 
 
@@ -32,7 +32,13 @@ class Received(msgspec.Struct, frozen=True):
     def refuse(self, reason: DeadLetterReason, detail: str) -> Refused:
         """Return this event as one that cannot be used."""
         at = self.message
-        return Refused(at.topic, at.partition, at.offset, self.row, reason, detail, at.value or b"")
+        return Refused(at.topic, at.partition, at.offset, self.row, reason, detail, payload_of(self.event, at))
+
+
+def payload_of(event: Event, message: Message) -> bytes:
+    """Return the bytes that an event has in a dead letter: its message's, or of a batch of many events its own."""
+    value = message.value or b""
+    return encode(event) if value.startswith(ARROW_STREAM_MARK) else value
 
 
 def undecodable(message: Message, row: int, failure: Undecodable) -> Refused:
