@@ -35,6 +35,21 @@ class OfflineSettings(BaseModel):
     min_pair_probability: float = Field(
         0.8, ge=0.5, lt=1, description="Pairs whose P(CTR of the winner > CTR of the loser) is lower are dropped."
     )
+    held_out_share: float = Field(
+        0.25, ge=0, lt=1, description="Share of the products, or of the creatives, whose pairs are not learnt from."
+    )
+    held_out_by: Literal["product", "creative"] = Field(
+        "product",
+        description="What is held out as a whole: `product`: new products are judged; `creative`: new creatives of known "
+        "products, and pairs of a held-out creative and one that is not serve neither purpose.",
+    )
+    engine: Literal["duckdb", "spark"] = Field(
+        "duckdb", description="Where rows and pairs are made: in this process, or by Spark (pyspark and Java needed)."
+    )
+    spark_master: str = Field("local[*]", description="Spark's master, such as `local[2]` or `spark://host:7077`.")
+    spark_partitions: int = Field(
+        8, ge=1, description="Parts that Spark works on at once; two to three for each of its cores do well."
+    )
     keep_versions: int = Field(
         20, ge=1, description="Artifacts kept; older ones are removed after a new one is complete."
     )
