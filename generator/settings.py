@@ -50,6 +50,42 @@ class CheckSettings(BaseModel):
     )
 
 
+class TinyMllmSettings(BaseModel):
+    """Sizes of the G-MLLM that is built from a configuration."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hidden_size: int = Field(128, ge=16, description="Width of the language model.")
+    n_layers: int = Field(4, ge=1, description="Layers of the language model.")
+    n_heads: int = Field(4, ge=1, description="Attention heads of the language model.")
+    vocab_size: int = Field(1_024, ge=300, description="Tokens of the tokenizer that is fitted to the instructions.")
+    image_px: int = Field(64, ge=16, description="Side of a picture as the vision tower reads it, in pixels.")
+    patch_px: int = Field(16, ge=4, description="Side of a patch, one image token, in pixels.")
+    vision_hidden_size: int = Field(64, ge=16, description="Width of the vision tower.")
+    n_vision_layers: int = Field(2, ge=1, description="Layers of the vision tower.")
+
+
+class MllmSettings(BaseModel):
+    """The G-MLLM, which writes prompts for a group (section 3.3)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    preset: Literal["tiny", "smol", "llava"] = Field(
+        "tiny",
+        description="What it is made of: `tiny` is built from a configuration and trained in minutes on a CPU, `smol` "
+        "is SmolLM2-135M with EfficientNet-Lite0 for eyes, `llava` any LLaVA checkpoint.",
+    )
+    checkpoint: str | None = Field(None, description="Folder or hub id of the checkpoint that `llava` starts from.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type of the weights.")
+    group_hidden_size: int = Field(512, ge=1, description="Width of the hidden layer of e_G = MLP(G).")
+    max_new_tokens: int = Field(96, ge=1, description="Longest prompt that it may write, in tokens.")
+    temperature: float = Field(
+        1.0, ge=0.0, le=4.0, description="Temperature of the draws; 0 takes the likeliest token each time."
+    )
+    top_p: float = Field(1.0, gt=0.0, le=1.0, description="Share of the probability that tokens are drawn from.")
+    tiny: TinyMllmSettings = Field(TinyMllmSettings(), description="Sizes of the preset `tiny`.")
+
+
 class GeneratorSettings(BaseModel):
     """Settings of the generator."""
 
@@ -99,3 +135,4 @@ class GeneratorSettings(BaseModel):
         le=100_000,
     )
     checks: CheckSettings = Field(CheckSettings(), description="Limits of the checks before publication.")
+    mllm: MllmSettings = Field(MllmSettings(), description="The model that writes prompts for a group.")
