@@ -5,7 +5,44 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+
+class RewardSettings(BaseModel):
+    """How reward models are trained: the GRM, and those that it is compared with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    n_steps: int = Field(300, ge=1, description="Steps on pairs.")
+    n_lesson_steps: int = Field(
+        400, ge=0, description="Steps before those, in which the model learns to name what a picture shows."
+    )
+    batch_pairs: int = Field(32, ge=1, description="Pairs in a step, each of them in both orders.")
+    batch_lessons: int = Field(32, ge=1, description="Pictures in a step of the lessons.")
+    learning_rate: float = Field(1e-3, gt=0, description="Highest learning rate.")
+    weight_decay: float = Field(0.05, ge=0, description="Weight decay.")
+    group_noise: float = Field(
+        0.5,
+        ge=0,
+        description="How far a group's feature is moved at random in training, in root mean squares of its members' "
+        "distance from the centroid: groups are few, and each would be learnt by heart.",
+    )
+    calibration_share: float = Field(
+        0.15, ge=0, lt=1, description="Share of the products learnt from that is kept back to fit the temperature to."
+    )
+
+
+class JudgeSettings(BaseModel):
+    """A vision model behind an OpenAI-compatible endpoint that reward models are compared with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str | None = Field(
+        None, description="Base URL, such as `http://127.0.0.1:8000/v1`; none: no such model is compared."
+    )
+    model: str = Field("default", description="The model's name at the endpoint.")
+    api_key: SecretStr = Field(SecretStr(""), description="Bearer token; empty: none is sent.")
+    timeout_s: float = Field(60.0, gt=0, description="Longest wait for an answer, s.")
 
 
 class OfflineSettings(BaseModel):
@@ -50,6 +87,8 @@ class OfflineSettings(BaseModel):
     spark_partitions: int = Field(
         8, ge=1, description="Parts that Spark works on at once; two to three for each of its cores do well."
     )
+    reward: RewardSettings = Field(RewardSettings(), description="How reward models are trained.")
+    judge: JudgeSettings = Field(JudgeSettings(), description="A general vision model to compare with (Figure 3).")
     keep_versions: int = Field(
         20, ge=1, description="Artifacts kept; older ones are removed after a new one is complete."
     )
