@@ -61,8 +61,8 @@ class TinyMllmSettings(BaseModel):
     vocab_size: int = Field(1_024, ge=300, description="Tokens of the tokenizer that is fitted to the instructions.")
     eyes: Literal["learnt", "statistics"] = Field(
         "statistics",
-        description="Its vision tower: `learnt`: a small vision transformer that starts from nothing; `statistics`: the "
-        "frozen first layers of EfficientNet-Lite0, which tell the style of a picture from the start.",
+        description="Its vision tower: `learnt`: a small vision transformer that starts from nothing; `statistics`: "
+        "the frozen first layers of EfficientNet-Lite0, which tell the style of a picture from the start.",
     )
     image_px: int = Field(64, ge=16, description="Side of a picture as the learnt tower reads it, in pixels.")
     patch_px: int = Field(16, ge=4, description="Side of a patch, one image token, in pixels.")

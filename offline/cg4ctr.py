@@ -1,9 +1,9 @@
 """CG4CTR's reward model: CTRs of a product's creatives from three tokens through a transformer.
 
-As its paper describes it: image, title and caption are one token each, four layers of a transformer mix them, and a head
-gives a creative's score. The loss is nine tenths a cross-entropy over the list of a product's creatives and a tenth the
-squared error of the CTR. It knows no groups. Here image, title and caption are read by the frozen encoders of
-`online.encoders`.
+As its paper describes it: image, title and caption are one token each, four layers of a transformer mix them, and a
+head gives a creative's score. The loss is nine tenths a cross-entropy over the list of a product's creatives and a
+tenth the squared error of the CTR. It knows no groups. Here image, title and caption are read by the frozen encoders
+of `online.encoders`.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ class MissingPictureError(ValueError):
 
     def __init__(self, creative_id: str) -> None:
         super().__init__(
-            f"creative {creative_id!r} has no image_uri; allowed are creatives with a picture: a reward model judges by "
-            "what it sees. Nothing was compared."
+            f"creative {creative_id!r} has no image_uri; allowed are creatives with a picture: a reward model judges "
+            "by what it sees. Nothing was compared."
         )
 
 

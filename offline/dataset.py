@@ -68,7 +68,9 @@ def _rows(engine: Engine, snapshot: Snapshot, folder: Path, settings: OfflineSet
     products, creatives, groups, cells = (
         engine.read(folder / f"{name}.parquet") for name in ("products", "creatives", "groups", "cells")
     )
-    rows = gaip_rows(products, creatives, groups, cells, settings).mutate(snapshot_id=ibis.literal(snapshot.snapshot_id))
+    rows = gaip_rows(products, creatives, groups, cells, settings).mutate(
+        snapshot_id=ibis.literal(snapshot.snapshot_id)
+    )
     width: int = snapshot.groups.schema.field("group_feature").type.list_size
     return engine.fetch(rows, gaip_schema(width // N_FEATURE_POINTS).with_metadata(snapshot.metadata))
 

@@ -69,7 +69,7 @@ def open_engine(settings: OfflineSettings) -> Iterator[Engine]:
     try:
         from pyspark.sql import SparkSession
     except ModuleNotFoundError as error:
-        raise EngineMissingError("spark", f"it needs the package {error.name}") from error
+        raise EngineMissingError("spark", "it needs the package pyspark, and Java") from error
     before = SparkSession.getActiveSession()
     # Workers must run this very interpreter, whatever `python3` is on the path.
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)

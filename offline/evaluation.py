@@ -33,10 +33,11 @@ class ReliabilityBin:
 class PairAccuracy:
     """What a scorer is worth on pairs.
 
-    ``accuracy`` is the share of pairs whose winner it names, its 95% interval from a bootstrap over products: pairs of one
-    product share pictures and groups, and are no independent evidence. A tie counts a half. ``order_inconsistency`` is
-    the share of pairs of which it names the same place, first or second, as winner in both orders. ``log_loss`` is in
-    nats, ``calibration_error`` the mean distance of confidence and accuracy over the bins of ``reliability``.
+    ``accuracy`` is the share of pairs whose winner it names, its 95% interval from a bootstrap over products: pairs of
+    one product share pictures and groups, and are no independent evidence. A tie counts a half.
+    ``order_inconsistency`` is the share of pairs of which it names the same place, first or second, as winner in both
+    orders. ``log_loss`` is in nats, ``calibration_error`` the mean distance of confidence and accuracy over the bins
+    of ``reliability``.
     """
 
     scorer: str

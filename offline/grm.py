@@ -42,11 +42,12 @@ class Judgement(NamedTuple):
 class Grm(nn.Module):
     """A reward model on the backbone of a G-MLLM; without the group it is CAIG's.
 
-    H_GRM is made of hidden states over [group; first picture; second picture; instruction]: those of each picture's last
-    token, which has the group before it, and of the last token of all. FC_cls makes the two logits of Eq. 8 of it. It
-    starts with what speaks for one picture speaking against the other: from there a small model finds the pictures'
-    difference at once, where it needs some 200 steps to find it in the last token alone. A second head tells the CTRs of
-    both pictures, for CAIG's point loss.
+    H_GRM is made of hidden states over [group; first picture; second picture; instruction]: that of each picture's last
+    token, times that of the group's token, and that of the last token of all. FC_cls makes the two logits of Eq. 8 of
+    them, and starts with what speaks for one picture speaking against the other. From the last token alone a small
+    model needs some 200 steps to find that there are two pictures to compare, and from sums of group and picture some
+    hundreds to find that who likes it and what it shows are to be multiplied. A second head tells the CTRs of both
+    pictures, for CAIG's point loss.
 
     Parameters
     ----------

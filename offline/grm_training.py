@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 import torch
@@ -14,7 +15,10 @@ from offline.comparison import Comparison, Floats, Pair, Picture
 from offline.grm import Grm
 from offline.settings import RewardSettings
 
-LESSON_INSTRUCTION = "Describe the picture."
+LESSON_INSTRUCTION: Final = "Describe the picture."
+
+CAIG_POINT_WEIGHT: Final = 0.5
+"""Weight of CAIG's point loss."""
 
 
 class NoPairsError(ValueError):
@@ -43,19 +47,20 @@ def train_grm(
     *,
     seed: int,
     lessons: Sequence[Lesson] = (),
+    point_weight: float = 0.0,
     on_step: OnStep | None = None,
 ) -> None:
     """Train a reward model on pairs, and calibrate it.
 
-    First the G-MLLM learns to name what it sees in the lessons, which is what a small one needs most: from pairs alone it
-    would have to find out at once what there is to see and who likes it. Then every batch holds its pairs in both orders,
-    and a pair counts as won by its winner with the chance that it really did. A part of the products is kept back, and
-    the temperature is fitted to their pairs.
+    First the G-MLLM learns to name what it sees in the lessons, which is what a small one needs most: from pairs alone
+    it would have to find out at once what there is to see and who likes it. Then every batch holds its pairs in both
+    orders, and a pair counts as won by its winner with the chance that it really did. A part of the products is kept
+    back, and the temperature is fitted to their pairs.
 
     Parameters
     ----------
     grm
-        The model; without the group it is trained as CAIG's, with half the squared error of both CTRs added.
+        The model.
     pairs
         Pairs to learn from.
     settings
@@ -64,6 +69,8 @@ def train_grm(
         Decides the order of everything.
     lessons
         Pictures with prompts; none may be of held-out creatives.
+    point_weight
+        Weight of the squared error of both CTRs; `CAIG_POINT_WEIGHT` for CAIG's reward, whose model has no group.
     on_step
         Watches the training.
 
@@ -78,10 +85,14 @@ def train_grm(
     learnt, kept_back = _by_product(pairs, settings.calibration_share, rng)
     grm.train()
     if lessons:
-        for step, loss in enumerate(_steps(grm, settings, settings.n_lesson_steps, _lesson_losses(grm, lessons, settings, rng))):
+        for step, loss in enumerate(
+            _steps(grm, settings, settings.n_lesson_steps, _lesson_losses(grm, lessons, settings, rng))
+        ):
             if on_step is not None:
                 on_step("lessons", step, loss)
-    for step, loss in enumerate(_steps(grm, settings, settings.n_steps, _pair_losses(grm, learnt, settings, rng))):
+    for step, loss in enumerate(
+        _steps(grm, settings, settings.n_steps, _pair_losses(grm, learnt, settings, point_weight, rng))
+    ):
         if on_step is not None:
             on_step("pairs", step, loss)
     grm.eval()
@@ -160,7 +171,9 @@ def _lesson_losses(
         )
 
 
-def _pair_losses(grm: Grm, pairs: Sequence[Pair], settings: RewardSettings, rng: np.random.Generator) -> Iterator[Tensor]:
+def _pair_losses(
+    grm: Grm, pairs: Sequence[Pair], settings: RewardSettings, point_weight: float, rng: np.random.Generator
+) -> Iterator[Tensor]:
     """Yield the loss of batches of pairs, each in both orders."""
     while True:
         drawn = [pairs[place] for place in rng.integers(len(pairs), size=settings.batch_pairs).tolist()]
@@ -173,10 +186,10 @@ def _pair_losses(grm: Grm, pairs: Sequence[Pair], settings: RewardSettings, rng:
         first = torch.cat([weight, 1.0 - weight])
         target = torch.stack([first, 1.0 - first], dim=1).float()  # (B, 2)
         loss = nn.functional.cross_entropy(judgement.logits, target)
-        if not grm.with_group:
+        if point_weight:
             ctrs = torch.tensor([[pair.ctr_w, pair.ctr_l] for pair in drawn], device=judgement.ctr.device)
             ctrs = torch.cat([ctrs, ctrs.flip(1)]).float()  # (B, 2)
-            loss = loss + 0.5 * nn.functional.mse_loss(judgement.ctr, ctrs)
+            loss = loss + point_weight * nn.functional.mse_loss(judgement.ctr, ctrs)
         yield loss
 
 

@@ -127,7 +127,9 @@ def _polygammas(x: ir.FloatingValue) -> list[ir.FloatingValue]:
         if n == 0:
             series = far.log() - 0.5 * inverse
         else:
-            series = sign * (math.factorial(n - 1) * _power(inverse, n) + 0.5 * math.factorial(n) * _power(inverse, n + 1))
+            series = sign * (
+                math.factorial(n - 1) * _power(inverse, n) + 0.5 * math.factorial(n) * _power(inverse, n + 1)
+            )
         for k, bernoulli in enumerate(_BERNOULLI, start=1):
             scale = sign * bernoulli * math.factorial(2 * k + n - 1) / math.factorial(2 * k)
             series = series + scale * _power(inverse, 2 * k + n)

@@ -77,8 +77,8 @@ class OfflineSettings(BaseModel):
     )
     held_out_by: Literal["product", "creative"] = Field(
         "product",
-        description="What is held out as a whole: `product`: new products are judged; `creative`: new creatives of known "
-        "products, and pairs of a held-out creative and one that is not serve neither purpose.",
+        description="What is held out as a whole: `product`: new products are judged; `creative`: new creatives of "
+        "known products, and pairs of a held-out creative and one that is not serve neither purpose.",
     )
     engine: Literal["duckdb", "spark"] = Field(
         "duckdb", description="Where rows and pairs are made: in this process, or by Spark (pyspark and Java needed)."

@@ -1,8 +1,8 @@
 """Shrinkage in SQL: the empirical Bayes of `online.ctr.shrink`, for the tables of many products at once.
 
-Counts are pulled from cell (a group's count of a creative) to creative to product. The formulas, and their reasons, are
-those of `online.ctr`; here sums over a product's or a creative's cells are windows, so that an engine that is spread over
-machines sends every product to one of them, once.
+Counts are pulled from cell (a group's count of a creative) to creative to product. The formulas, and their reasons,
+are those of `online.ctr`; here sums over a product's or a creative's cells are windows, so that an engine that is
+spread over machines sends every product to one of them, once.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def shrink(cells: ir.Table) -> ir.Table:
     ----------
     cells
         One row for each cell: ``product_id``, ``group_id``, ``creative_id``, the counts ``n`` and ``x`` (clicks, at
-        most ``n``), and ``n_groups``, how many groups the product has. Other columns are kept; a cell without a row has no
-        counts.
+        most ``n``), and ``n_groups``, how many groups the product has. Other columns are kept; a cell without a
+        row has no counts.
     """
     given = cells.columns
     # A creative's first cell stands for it where creatives are summed up.
@@ -137,9 +137,7 @@ def _posterior(table: ir.Table, level: str, counts: tuple[str, str, str], parent
     """Add a level's CTR and variance, given its counts, its pull, and the posterior of the level above."""
     n, x, pull = (table[name] for name in counts)
     to_parent = 1.0 / (1.0 + n * pull)
-    table = table.mutate(
-        (to_parent * (table[f"{parent}_ctr"] + x * pull)).name(f"{level}_ctr"), to_parent=to_parent
-    )
+    table = table.mutate((to_parent * (table[f"{parent}_ctr"] + x * pull)).name(f"{level}_ctr"), to_parent=to_parent)
     ctr, n, pull = table[f"{level}_ctr"], table[counts[0]], table[counts[2]]
     within = ctr * (1.0 - ctr) * pull / (1.0 + (n + 1.0) * pull)
     variance = within + table.to_parent * table.to_parent * table[f"{parent}_variance"]

@@ -82,7 +82,9 @@ def snapshot_schemas(d_feature: int = D_FEATURE) -> dict[str, pa.Schema]:
     group = pa.field("group_id", pa.int32(), nullable=False)
     return {
         "products": pa.schema([product, _field("title", pa.string()), pa.field("category", pa.string())]),
-        "creatives": pa.schema([product, creative, pa.field("image_uri", pa.string()), pa.field("prompt", pa.string())]),
+        "creatives": pa.schema(
+            [product, creative, pa.field("image_uri", pa.string()), pa.field("prompt", pa.string())]
+        ),
         "groups": pa.schema(
             [
                 product,
@@ -175,7 +177,9 @@ def _table(records: list[ProductRecord] | list[CreativeRecord] | list[Cell], sch
     """Return records as a table: columns are named as the records' fields."""
     wanted = schema.names
     rows = [msgspec.structs.asdict(record) for record in records]
-    return pa.table({name: pa.array([row[name] for row in rows], schema.field(name).type) for name in wanted}, schema=schema)
+    return pa.table(
+        {name: pa.array([row[name] for row in rows], schema.field(name).type) for name in wanted}, schema=schema
+    )
 
 
 def _field(name: str, kind: pa.DataType) -> pa.Field:

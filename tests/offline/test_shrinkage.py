@@ -52,8 +52,8 @@ def tables(draw):
     return n, n * share
 
 
-@given(st.lists(tables(), min_size=1, max_size=6), st.booleans())
-@settings(max_examples=25, deadline=None)
+@given(st.lists(tables(), min_size=1, max_size=30), st.booleans())
+@settings(max_examples=5, deadline=None)
 def test_as_for_one_product(of_products, empty):
     check(of_products, empty=empty)
 
