@@ -57,14 +57,15 @@ def make_reward_world(world: BenchWorld, course: CoreRun, settings: OfflineSetti
     """Return the dataset of what a run has learnt, made as the offline job makes it, and the truth about it."""
     from offline.dataset import make_dataset
     from offline.snapshot import take_snapshot
+    from state.reading import StateReader
     from state.store import Store
 
     with TemporaryDirectory() as folder:
         with Store(Path(folder) / "state", sync=False) as store:
             store.commit(world.registered)
             course.save(store)
-        with Store(Path(folder) / "state", readonly=True) as store:
-            snapshot = take_snapshot(store)
+        with StateReader(Path(folder) / "state") as state:
+            snapshot = take_snapshot(state)
         dataset = make_dataset(snapshot, Path(folder), settings)
     features = {
         (row["product_id"], row["group_id"]): np.asarray(row["group_feature"], np.float32).tobytes()
@@ -125,8 +126,8 @@ def reward_accuracies(
 ) -> dict[str, PairAccuracy]:
     """Train every reward model on a dataset's pairs and evaluate it on the held-out ones, by name.
 
-    These are ``grm``, ``grm_no_group``, ``caig``, ``cg4ctr`` and ``oracle``, and ``judge`` where an endpoint is set. The
-    three that stand on the G-MLLM have the same start, the same lessons and the same number of steps.
+    These are ``grm``, ``grm_no_group``, ``caig``, ``cg4ctr`` and ``oracle``, and ``judge`` where an endpoint is set.
+    The three that stand on the G-MLLM have the same start, the same lessons and the same number of steps.
 
     Parameters
     ----------

@@ -4,6 +4,7 @@ The group token is put in by the backbone and not by the language-modelling head
 fuse the head with the loss call the backbone alone.
 """
 
+from os import PathLike
 from typing import Any, Final
 
 import torch
@@ -221,6 +222,14 @@ class GroupLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             **kwargs,
         )
         return output
+
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save the weights under their own names.
+
+        By default they would get those of old LLaVA checkpoints, and a `Trainer` that goes on from a checkpoint loads
+        it without converting them back: it then trains random weights, with nothing but a warning.
+        """
+        super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
 
     def prepare_inputs_for_generation(
         self,

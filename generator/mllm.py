@@ -64,6 +64,9 @@ class GroupMllm:
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.tokenizer.padding_side = "left"
+        # LLaVA's template leaves the first token to the tokenizer; the group comes right after it.
+        first = self.tokenizer("a")["input_ids"][0]
+        self._start: str = self.tokenizer.bos_token if first == self.tokenizer.bos_token_id else ""
         # A placeholder that the model wrote itself would stand for no group and no picture.
         self.model.generation_config.suppress_tokens = sorted({model.config.group_token_id, processor.image_token_id})
         self.model.generation_config.eos_token_id = self.tokenizer.eos_token_id
@@ -90,9 +93,7 @@ class GroupMllm:
         content = [{"type": "image"}] * n_images + [{"type": "text", "text": instruction}]
         messages: Any = [{"role": "user", "content": content}]
         text: str = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        # LLaVA's template leaves the first token to the tokenizer; the group comes right after it.
-        start = self.tokenizer.bos_token if self._starts_with_bos() else ""
-        return start + (GROUP_TOKEN if group else "") + text.removeprefix(start)
+        return self._start + (GROUP_TOKEN if group else "") + text.removeprefix(self._start)
 
     def answer_text(self, answer: str) -> str:
         """Return an answer as the model writes it, ended: the ``completion``, ``chosen`` or ``rejected`` column."""
@@ -100,7 +101,11 @@ class GroupMllm:
         return f"{answer}{self.tokenizer.eos_token}"
 
     def encode(self, inputs: Sequence[MllmInput], answers: Sequence[str] | None = None) -> BatchFeature:
-        """Return a batch for the model, padded on the left, on the model's device.
+        """Return a batch for the model on its device; see `collate`."""
+        return self.collate(inputs, answers).to(self.device)
+
+    def collate(self, inputs: Sequence[MllmInput], answers: Sequence[str] | None = None) -> BatchFeature:
+        """Return a batch for the model, padded on the left; a trainer moves it to its device.
 
         Parameters
         ----------
@@ -139,7 +144,7 @@ class GroupMllm:
         groups = [row.group_feature for row in inputs if row.group_feature is not None]
         if groups:
             data["group_features"] = torch.from_numpy(np.stack(groups).astype(np.float32))  # (n, 11, 128)
-        return BatchFeature(data).to(self.device)
+        return BatchFeature(data)
 
     @torch.no_grad()
     def generate(
@@ -170,7 +175,8 @@ class GroupMllm:
         """
         was_training = self.model.training
         self.model.train(False)
-        drawing = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {}
+        # Without top_k = 0 it would be 50, whatever the checkpoint: not the model's own distribution.
+        drawing = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
         n_rows = max(1, batch_size // n_samples)
         answers: list[list[str]] = []
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
@@ -191,6 +197,25 @@ class GroupMllm:
         self.model.train(was_training)
         return answers
 
+    @torch.no_grad()
+    def log_probs(
+        self, inputs: Sequence[MllmInput], answers: Sequence[str], *, batch_size: int = 16
+    ) -> npt.NDArray[np.float64]:
+        """Return how probable the model thinks each answer to its input, its end included, in nats, (n,)."""
+        was_training = self.model.training
+        self.model.train(False)
+        found: list[float] = []
+        for first in range(0, len(inputs), batch_size):
+            batch = self.encode(inputs[first : first + batch_size], answers[first : first + batch_size])
+            labels = batch.pop("labels")[:, 1:]  # (B, T - 1)
+            logits = self.model(**batch).logits[:, :-1].float()  # (B, T - 1, V)
+            losses = torch.nn.functional.cross_entropy(
+                logits.transpose(1, 2), labels, ignore_index=IGNORED_LABEL, reduction="none"
+            )
+            found += (-losses.sum(dim=1)).tolist()
+        self.model.train(was_training)
+        return np.array(found, np.float64)
+
     def save(self, folder: Path) -> None:
         """Write model and processor into a folder that `load` reads."""
         self.model.save_pretrained(folder)
@@ -206,10 +231,6 @@ class GroupMllm:
         )
         torch.nn.Module.to(model, device)
         return cls(model, LlavaProcessor.from_pretrained(folder, local_files_only=True))
-
-    def _starts_with_bos(self) -> bool:
-        tokenizer = self.tokenizer
-        return tokenizer.bos_token is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
 
     def _refuse_placeholders(self, text: str) -> None:
         for placeholder in (GROUP_TOKEN, self.processor.image_token):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,10 +28,19 @@ class EngineMissingError(RuntimeError):
 
 
 class Engine:
-    """Reads Parquet files and runs expressions over them."""
+    """Reads Parquet files and runs expressions over them.
 
-    def __init__(self, backend: Any) -> None:
+    Parameters
+    ----------
+    backend
+        Ibis's backend.
+    run
+        Runs one of its expressions.
+    """
+
+    def __init__(self, backend: Any, run: Callable[[ir.Table], pa.Table]) -> None:
         self._backend = backend
+        self._run = run
 
     def read(self, path: Path) -> ir.Table:
         """Return a Parquet file as a table to make expressions of."""
@@ -40,7 +49,7 @@ class Engine:
 
     def fetch(self, expression: ir.Table, schema: pa.Schema) -> pa.Table:
         """Run an expression and return its rows, in the order that it asks for, with exactly this schema."""
-        found: pa.Table = self._backend.to_pyarrow(expression)
+        found: pa.Table = self._run(expression)
         # Engines know neither fixed lengths nor which columns are never empty.
         columns = [found[name].combine_chunks().cast(schema.field(name).type) for name in schema.names]
         return pa.table(columns, schema=schema)
@@ -62,7 +71,7 @@ def open_engine(settings: OfflineSettings) -> Iterator[Engine]:
     if settings.engine == "duckdb":
         duckdb = ibis.duckdb.connect()
         try:
-            yield Engine(duckdb)
+            yield Engine(duckdb, duckdb.to_pyarrow)
         finally:
             duckdb.disconnect()
         return
@@ -81,7 +90,9 @@ def open_engine(settings: OfflineSettings) -> Iterator[Engine]:
         .getOrCreate()
     )
     try:
-        yield Engine(ibis.pyspark.connect(session))
+        spark = ibis.pyspark.connect(session)
+        # Straight to Arrow: Ibis would go by way of pandas, which turns whole numbers with nulls into floats.
+        yield Engine(spark, lambda expression: session.sql(spark.compile(expression)).toArrow())
     finally:
         if before is None:
             session.stop()

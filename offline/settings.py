@@ -8,6 +8,56 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 
+class TeacherSettings(BaseModel):
+    """Who writes the prompts that pre-training imitates."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str | None = Field(
+        None,
+        description="Base URL of an endpoint that speaks OpenAI's protocol, such as http://127.0.0.1:8000/v1; "
+        "without one a built-in grammar writes the prompts.",
+    )
+    model: str = Field("gpt-4o", min_length=1, description="The endpoint's name of the model; the paper's is GPT-4o.")
+    api_key: SecretStr | None = Field(None, description="The endpoint's key, where it wants one.")
+    timeout_s: float = Field(60.0, gt=0, description="Longest wait for one prompt, s.")
+    temperature: float = Field(
+        1.0, gt=0, le=4, description="How much the prompts of one group differ, of either teacher."
+    )
+
+
+class PretrainSettings(BaseModel):
+    """Pre-training of the G-MLLM on its four tasks (sections 3.3 and A.3)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    n_rows: int = Field(6_000, ge=1, description="Instructions that are drawn.")
+    n_epochs: float = Field(1.0, gt=0, description="Passes over them; the paper's are 10.")
+    batch_rows: int = Field(16, ge=1, description="Instructions of one step on one device.")
+    n_accumulated: int = Field(1, ge=1, description="Batches whose gradients make one step, on each device.")
+    activation_checkpointing: bool = Field(
+        False, description="Whether activations are computed again for the gradient: slower, for models of billions."
+    )
+    learning_rate: float = Field(
+        2e-3, gt=0, description="Peak of the cosine schedule; the paper's for a whole LLaVA is 2e-6."
+    )
+    warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of the steps over which the rate rises.")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay.")
+    max_gradient: float = Field(1.0, gt=0, description="Norm to which a step's gradient is cut.")
+    n_prompts: int = Field(8, ge=1, description="Different prompts that the teacher writes for each group.")
+    p_without_group: float = Field(
+        0.15, ge=0, lt=1, description="Share of the rows about users that come without a group token."
+    )
+    group_analysis: float = Field(1.0, ge=0, description="Weight of the task in the draws.")
+    behavioural_prediction: float = Field(0.5, ge=0, description="Weight of the task in the draws.")
+    product_comprehension: float = Field(1.0, ge=0, description="Weight of the task in the draws.")
+    prompt_generation: float = Field(2.5, gt=0, description="Weight of the task in the draws.")
+    checkpoint_steps: int = Field(100, ge=1, description="Steps between checkpoints, from which a killed run goes on.")
+    log_steps: int = Field(10, ge=1, description="Steps between lines of progress.")
+    n_evaluated: int = Field(64, ge=1, description="Groups, at most, whose prompts are generated and read afterwards.")
+    teacher: TeacherSettings = Field(TeacherSettings(), description="Who writes the prompts.")
+
+
 class RewardSettings(BaseModel):
     """How reward models are trained: the GRM, and those that it is compared with."""
 
@@ -87,6 +137,7 @@ class OfflineSettings(BaseModel):
     spark_partitions: int = Field(
         8, ge=1, description="Parts that Spark works on at once; two to three for each of its cores do well."
     )
+    pretrain: PretrainSettings = Field(PretrainSettings(), description="Pre-training of the G-MLLM.")
     reward: RewardSettings = Field(RewardSettings(), description="How reward models are trained.")
     judge: JudgeSettings = Field(JudgeSettings(), description="A general vision model to compare with (Figure 3).")
     keep_versions: int = Field(

@@ -11,9 +11,8 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from state.reading import StateView, open_view
+from state.reading import StateReader, StateView
 from state.records import Cell, CreativeRecord, ProductGroups, ProductRecord
-from state.store import Store
 
 N_FEATURE_POINTS: Final = 11
 """Points of a group feature (Eq. 6): the centroid and ten of its members."""
@@ -109,15 +108,15 @@ def snapshot_schemas(d_feature: int = D_FEATURE) -> dict[str, pa.Schema]:
     }
 
 
-def take_snapshot(store: Store) -> Snapshot:
-    """Read the state in one transaction.
+def take_snapshot(state: StateReader) -> Snapshot:
+    """Read the state, each shard in one transaction.
 
     Raises
     ------
     SnapshotError
         If the state contradicts itself.
     """
-    with open_view(store) as view:
+    with state.view() as view:
         return snapshot_of(view)
 
 

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
 from generator.group_llava import GROUP_TOKEN
 from generator.instructions import INSTRUCTIONS, Task, TitleMissing
@@ -112,6 +114,18 @@ def test_the_likeliest_answer_does_not_depend_on_the_batch(mllm: GroupMllm) -> N
     assert together == mllm.generate(rows, max_new_tokens=6, batch_size=1)
 
 
+def test_log_probs_are_those_of_the_answer_alone_whatever_the_batch(mllm: GroupMllm) -> None:
+    rows = [MllmInput("A group.", (RED,), GROUPS[0]), MllmInput("A longer text alone."), MllmInput("Hm", (), GROUPS[1])]
+    answers = ["yes", "no, not at all", "maybe"]
+    together = mllm.log_probs(rows, answers)
+    np.testing.assert_allclose(together, mllm.log_probs(rows, answers, batch_size=1), rtol=1e-4)
+    for row, answer, log_prob in zip(rows, answers, together, strict=True):
+        batch = mllm.encode([row], [answer])
+        n_tokens = int((batch["labels"] >= 0).sum())
+        with torch.no_grad():
+            assert log_prob == pytest.approx(-float(mllm.model.eval()(**batch).loss) * n_tokens, rel=1e-4)
+
+
 def test_placeholders_are_never_written(mllm: GroupMllm) -> None:
     table = mllm.model.get_input_embeddings().weight
     kept = table.detach().clone()
@@ -140,7 +154,7 @@ def test_what_is_built_depends_on_the_seed_alone() -> None:
     assert not torch.equal(first[name], other[name])
 
 
-def test_after_training_two_groups_get_their_own_prompt_and_no_group_gets_neither_twice() -> None:
+def test_after_training_two_groups_get_their_own_prompts() -> None:
     mllm = build_mllm(SMALL, seed=0)
     instruction = "Write a prompt."
     rows = [MllmInput(instruction, (RED,), group) for group in GROUPS]
@@ -163,44 +177,54 @@ def test_a_llava_of_anybodys_needs_a_checkpoint() -> None:
         build_mllm(MllmSettings(preset="llava"), seed=0)
 
 
-def test_the_llava_preset_adds_the_group_token_to_a_checkpoint(mllm: GroupMllm, tmp_path: Path) -> None:
-    # A checkpoint whose vocabulary has no <group>, and no row to spare for one.
-    from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerFast
-
+def save_a_llava(folder: Path, mllm: GroupMllm) -> None:
+    """Write a small checkpoint as LLaVA-1.5's is: a first token, no padding token, and a vocabulary without <group>."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    special = ["<s>", "</s>", "<image>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator([], trainers.BpeTrainer(special_tokens=special, initial_alphabet=alphabet))
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=fit_tokenizer(vocab_size=400).backend_tokenizer,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        additional_special_tokens=["<image>"],
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", additional_special_tokens=["<image>"]
     )
-    processor = type(mllm.processor)(
+    config = mllm.model.config.to_dict()
+    native = LlavaForConditionalGeneration(
+        LlavaConfig(
+            text_config={**config["text_config"], "vocab_size": len(tokenizer), "pad_token_id": None},
+            vision_config=config["vision_config"],
+            image_token_index=2,
+            vision_feature_layer=-1,
+        )
+    )
+    native.save_pretrained(folder)
+    LlavaProcessor(
         mllm.processor.image_processor,
         tokenizer,
         patch_size=16,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=mllm.processor.chat_template,
-    )
-    # Its own <group> is taken away, so that the preset has to add one.
-    core = tokenizer.backend_tokenizer.to_str().replace("<group>", "<other>")
-    processor.tokenizer._tokenizer = type(tokenizer.backend_tokenizer).from_str(core)
-    shapes = mllm.model.config.to_dict()
-    text = {**shapes["text_config"], "vocab_size": len(processor.tokenizer)}
-    native = LlavaForConditionalGeneration(
-        LlavaConfig(
-            text_config=text,
-            vision_config=shapes["vision_config"],
-            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-            vision_feature_layer=-1,
-            tie_word_embeddings=True,
-        )
-    )
-    native.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    loaded = build_mllm(MllmSettings(preset="llava", checkpoint=str(tmp_path), group_hidden_size=32), seed=0)
-    assert loaded.model.config.group_token_id == len(loaded.tokenizer) - 1
-    answers = loaded.generate([MllmInput("A group.", (RED,), GROUPS[0])], max_new_tokens=3)
-    assert len(answers) == 1
+        chat_template="USER: {% for part in messages[0]['content'] %}{% if part['type'] == 'image' %}<image>\n"
+        "{% else %}{{ part['text'] }}{% endif %}{% endfor %} ASSISTANT:",
+    ).save_pretrained(folder)
+
+
+def test_the_llava_preset_adds_the_group_token_to_a_checkpoint(mllm: GroupMllm, tmp_path: Path) -> None:
+    save_a_llava(tmp_path / "native", mllm)
+    settings = MllmSettings(preset="llava", checkpoint=str(tmp_path / "native"), group_hidden_size=32)
+    llava = build_mllm(settings, seed=0)
+    assert llava.prompt_text("Hm", n_images=1, group=True) == "<s><group>USER: <image>\nHm ASSISTANT:"
+    assert llava.prompt_text("Hm") == "<s>USER: Hm ASSISTANT:"
+    row = MllmInput("Hm", (RED,), GROUPS[0])
+    ids = llava.encode([row])["input_ids"][0].tolist()
+    assert ids[:2] == [0, llava.model.config.group_token_id]
+    assert ids.count(0) == 1
+    # There was no row of the embeddings to spare for it.
+    assert llava.model.config.group_token_id == len(llava.tokenizer) - 1
+    assert llava.model.get_input_embeddings().weight.shape[0] == len(llava.tokenizer)
+    llava.save(tmp_path / "ours")
+    loaded = GroupMllm.load(tmp_path / "ours")
+    assert loaded.generate([row], max_new_tokens=3) == llava.generate([row], max_new_tokens=3)
 
 
 @pytest.mark.parametrize("task", list(Task))

@@ -13,7 +13,7 @@ from offline.dataset import PAIRS_FILE, ROWS_FILE, make_dataset
 from offline.engine import EngineMissingError, open_engine
 from offline.settings import OfflineSettings
 from offline.snapshot import take_snapshot
-from state.store import Store
+from state.reading import StateReader
 
 JAVA = """#!/bin/sh
 # The JRE in the wheel lacks a module that Spark asks for and does not need.
@@ -43,8 +43,8 @@ def java_home(tmp_path, monkeypatch):
 
 
 def made(writer, engine):
-    with Store(writer.path, readonly=True) as store:
-        snapshot = take_snapshot(store)
+    with StateReader(writer.path) as state:
+        snapshot = take_snapshot(state)
     folder = writer.path.parent / engine
     folder.mkdir()
     settings = OfflineSettings(

@@ -12,15 +12,15 @@ from offline.rows import gaip_schema
 from offline.settings import OfflineSettings
 from offline.snapshot import take_snapshot
 from online.ctr import shrink
-from state.store import Store
+from state.reading import StateReader
 
 SETTINGS = OfflineSettings(min_product_impressions=400, min_cell_impressions=20)
 
 
 def dataset(writer, settings=SETTINGS):
     writer.commit()
-    with Store(writer.path, readonly=True) as store:
-        snapshot = take_snapshot(store)
+    with StateReader(writer.path) as state:
+        snapshot = take_snapshot(state)
     folder = writer.path.parent / "dataset"
     folder.mkdir(exist_ok=True)
     return make_dataset(snapshot, folder, settings)

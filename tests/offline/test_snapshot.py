@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from offline.snapshot import GroupFeatureError, UnknownCreativeError, snapshot_schemas, take_snapshot
-from state.store import Store
+from state.reading import StateReader
 
 
 def snapshot(writer):
     writer.commit()
-    with Store(writer.path, readonly=True) as store:
-        return take_snapshot(store)
+    with StateReader(writer.path) as state:
+        return take_snapshot(state)
 
 
 def test_tables_are_the_state(state_writer):
