@@ -80,11 +80,13 @@ def make_reward_world(world: BenchWorld, course: CoreRun, settings: OfflineSetti
         chances = np.stack(
             [world.world.p_click(users, shown, np.tile(style, (len(users), 1))) for style in world.styles[numbers]]
         )  # (C, U)
-        for group_id in np.unique(group_of).tolist():
-            if (product_id, group_id) in features:
-                means = chances[:, group_of == group_id].mean(axis=1).tolist()
-                ids = [world.creative_ids[number] for number in numbers]
-                ctrs[product_id, features[product_id, group_id]] = dict(zip(ids, means, strict=True))
+        ids = [world.creative_ids[number] for number in numbers]
+        for of_product, group_id in features:
+            if of_product == product_id:
+                members = group_of == group_id
+                # A group that nobody is in any more stands for all users.
+                means = chances[:, members if members.any() else ...].mean(axis=1)
+                ctrs[product_id, features[product_id, group_id]] = dict(zip(ids, means.tolist(), strict=True))
     captions = {row["creative_id"]: row["prompt"] or "" for row in snapshot.creatives.to_pylist()}
     return RewardWorld(dataset, ctrs, captions)
 

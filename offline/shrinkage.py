@@ -52,7 +52,9 @@ def shrink(cells: ir.Table) -> ir.Table:
     weight = 1.0 / (1.0 + table.n * table.cell_pull)
     table = table.mutate(creative_n=_sum(table.n * weight, _CREATIVE), creative_x=_sum(table.x * weight, _CREATIVE))
     table = table.mutate(
-        **_sums(*(ibis.ifelse(table.leads, table[name], 0.0) for name in ("creative_n", "creative_x")), _PRODUCT)
+        **_sums(
+            ibis.ifelse(table.leads, table.creative_n, 0.0), ibis.ifelse(table.leads, table.creative_x, 0.0), _PRODUCT
+        )
     )
     table = _moment_spread(table.mutate(**_creative_scatter(table)), "creative_pull")
     weight_up = ibis.ifelse(table.leads, 1.0 / (1.0 + table.creative_n * table.creative_pull), 0.0)
