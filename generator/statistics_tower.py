@@ -48,6 +48,7 @@ class StatisticsTower(PreTrainedModel):
         self.stem = torch.nn.Sequential(network._conv_stem, network._bn0, network._swish)
         self.blocks = torch.nn.ModuleList(network._blocks[: TAPPED_BLOCKS[-1] + 1])
         self.requires_grad_(False)
+        self.eval()  # also before anybody says so: a module starts in training mode
         self.post_init()
 
     def train(self, mode: bool = True) -> "StatisticsTower":
