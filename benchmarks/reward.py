@@ -73,7 +73,7 @@ def make_reward_world(world: BenchWorld, course: CoreRun, settings: OfflineSetti
     }
     users = np.arange(world.world.n_users)
     ctrs = {}
-    for product, product_id in enumerate(world.registry.product_ids):
+    for product, product_id in world.registry.product_ids.items():
         numbers = [int(number) for number in world.creative_numbers[product]]
         group_of = course.groups(product, users)
         shown = np.full_like(users, product)

@@ -56,7 +56,7 @@ class EfficientNetTower(PreTrainedModel):
         self.network = EfficientNet.from_name(_NAME)
         self.network._fc = torch.nn.Identity()
         self.network.requires_grad_(False)
-        self.eval()  # also before anybody says so: a module starts in training mode
+        self.train(False)  # also before anybody says so: a module starts in training mode
         self.post_init()
 
     def train(self, mode: bool = True) -> "EfficientNetTower":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -160,7 +160,7 @@ def _smol(settings: MllmSettings) -> GroupMllm:
     return GroupMllm(model, _efficientnet_processor(tokenizer, patch_px=PATCH_PX))
 
 
-def _efficientnet_processor(tokenizer: PreTrainedTokenizerFast, *, patch_px: int) -> LlavaProcessor:
+def _efficientnet_processor(tokenizer: Any, *, patch_px: int) -> LlavaProcessor:
     """Return the processor of the towers that are made of EfficientNet-Lite0."""
     return LlavaProcessor(
         CLIPImageProcessorPil(

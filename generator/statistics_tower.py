@@ -48,8 +48,8 @@ class StatisticsTower(PreTrainedModel):
         self.stem = torch.nn.Sequential(network._conv_stem, network._bn0, network._swish)
         self.blocks = torch.nn.ModuleList(network._blocks[: TAPPED_BLOCKS[-1] + 1])
         self.requires_grad_(False)
-        self.eval()  # also before anybody says so: a module starts in training mode
-        self.post_init()
+        self.train(False)  # also before anybody says so: a module starts in training mode
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def train(self, mode: bool = True) -> "StatisticsTower":
         """Stay in evaluation mode: the statistics of the batch norms are part of what is frozen."""
@@ -64,7 +64,7 @@ class StatisticsTower(PreTrainedModel):
             for number, block in enumerate(self.blocks):
                 features = block(features)  # (n, C, H, W)
                 if number in TAPPED_BLOCKS:
-                    statistics += _statistics(features, block._bn2)
+                    statistics += _statistics(features, block.get_submodule("_bn2"))
         tokens = torch.cat(statistics, dim=1).unsqueeze(1)  # (n, 1, 2048)
         return BaseModelOutput(last_hidden_state=tokens, hidden_states=(tokens,))
 
@@ -77,19 +77,21 @@ class StatisticsTower(PreTrainedModel):
             If the package is not installed.
         """
         network = pretrained_network()
-        self.stem[0].load_state_dict(network._conv_stem.state_dict())
-        self.stem[1].load_state_dict(network._bn0.state_dict())
-        self.blocks.load_state_dict(network._blocks[: len(self.blocks)].state_dict())
+        self.stem[0].load_state_dict(network.get_submodule("_conv_stem").state_dict())
+        self.stem[1].load_state_dict(network.get_submodule("_bn0").state_dict())
+        for number, block in enumerate(self.blocks):
+            block.load_state_dict(network.get_submodule(f"_blocks.{number}").state_dict())
 
 
-def _statistics(features: torch.Tensor, norm: torch.nn.BatchNorm2d) -> list[torch.Tensor]:
+def _statistics(features: torch.Tensor, norm: torch.nn.Module) -> list[torch.Tensor]:
     """Return the mean and deviation of every channel in the quarters of (n, C, H, W), each (n, 4 * C).
 
     A block ends in a batch norm, whose shift and scale are what a channel's mean and deviation usually are: measured
     from them both statistics are near 0 and of one size for all channels.
     """
-    usual = norm.weight.abs().clamp(min=_MIN_SCALE)[:, None, None]
-    standard = (features - norm.bias[:, None, None]) / usual
+    scale, shift = norm.get_parameter("weight"), norm.get_parameter("bias")
+    usual = scale.abs().clamp(min=_MIN_SCALE)[:, None, None]
+    standard = (features - shift[:, None, None]) / usual
     quarters = [half for rows in standard.chunk(2, dim=2) for half in rows.chunk(2, dim=3)]
     means = torch.cat([quarter.mean(dim=(2, 3)) for quarter in quarters], dim=1)
     deviations = torch.cat([quarter.std(dim=(2, 3)) - 1.0 for quarter in quarters], dim=1)

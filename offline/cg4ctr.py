@@ -112,7 +112,7 @@ def train_cg4ctr(
         scores = model.scores([(titles[place], picture) for place in drawn for picture, _ in contents[place].values()])
         sizes = [len(contents[place]) for place in drawn]
         losses = []
-        for place, of_list in zip(drawn, scores.split(sizes), strict=True):
+        for place, of_list in zip(drawn, torch.split(scores, sizes), strict=True):
             ctrs = torch.tensor([ctr for _, ctr in contents[place].values()], dtype=torch.float32)
             listwise = nn.functional.cross_entropy(of_list, ctrs / ctrs.sum())
             losses.append(

@@ -40,10 +40,10 @@ class Eyes:
         if not self._frozen:
             return {"pixel_values": seen}  # (n, 3, H, W)
         features = self._mllm.model.model.multi_modal_projector(seen)  # (n, T, D)
-        return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=list(features))}}
+        return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features)}}
 
     def _read(self, picture: Picture) -> Tensor:
-        pixels = self._mllm.processor.image_processor([picture.open()], return_tensors="pt")["pixel_values"]
+        pixels: Tensor = self._mllm.processor.image_processor([picture.open()], return_tensors="pt")["pixel_values"]
         pixels = pixels.to(self._mllm.device, self._mllm.model.dtype)  # (1, 3, H, W)
         if not self._frozen:
             return pixels[0]
@@ -53,5 +53,7 @@ class Eyes:
                 pixels, output_hidden_states=True, return_dict=True
             ).hidden_states
         chosen = config.vision_feature_layer
-        tokens = torch.cat([layers[layer] for layer in ([chosen] if isinstance(chosen, int) else chosen)], dim=-1)
+        tokens: Tensor = torch.cat(
+            [layers[layer] for layer in ([chosen] if isinstance(chosen, int) else chosen)], dim=-1
+        )
         return tokens[0, 1:] if config.vision_feature_select_strategy == "default" else tokens[0]  # (T, width)
