@@ -63,16 +63,16 @@ class RewardSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    n_steps: int = Field(300, ge=1, description="Steps on pairs.")
+    n_steps: int = Field(240, ge=1, description="Steps on pairs.")
     n_lesson_steps: int = Field(
-        400, ge=0, description="Steps before those, in which the model learns to name what a picture shows."
+        300, ge=0, description="Steps before those, in which the model learns to name what a picture shows."
     )
     batch_pairs: int = Field(32, ge=1, description="Pairs in a step, each of them in both orders.")
     batch_lessons: int = Field(32, ge=1, description="Pictures in a step of the lessons.")
     learning_rate: float = Field(1e-3, gt=0, description="Highest learning rate.")
     weight_decay: float = Field(0.05, ge=0, description="Weight decay.")
     group_noise: float = Field(
-        0.5,
+        0.3,
         ge=0,
         description="How far a group's feature is moved at random in training, in root mean squares of its members' "
         "distance from the centroid: groups are few, and each would be learnt by heart.",
