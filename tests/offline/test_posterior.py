@@ -5,6 +5,7 @@ from __future__ import annotations
 import ibis
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,13 +20,13 @@ PARAMETERS = ["alpha_a", "beta_a", "alpha_b", "beta_b"]
 
 def evaluated(frame, make):
     """Return the columns that ``make`` adds to a frame, as DuckDB works them out."""
-    table = ibis.memtable(frame)
-    return table.mutate(**make(table)).execute()
+    table = ibis.memtable(pa.Table.from_pandas(frame, preserve_index=False))
+    return table.mutate(**make(table)).to_pyarrow().to_pandas()
 
 
 def compared(frame):
     """Return P(A > B) of rows of Beta parameters; cumulants are columns of their own, as they are in pairs."""
-    table = ibis.memtable(frame)
+    table = ibis.memtable(pa.Table.from_pandas(frame, preserve_index=False))
     table = table.mutate(
         **{
             f"{name}_{side}": value
@@ -34,7 +35,7 @@ def compared(frame):
         }
     )
     a, b = (Cumulants(*(table[f"{name}_{side}"] for name in Cumulants._fields)) for side in "ab")
-    return table.mutate(p=p_above(a, b)).execute()["p"].to_numpy()
+    return table.mutate(p=p_above(a, b)).to_pyarrow().to_pandas()["p"].to_numpy()
 
 
 def parameters_from(lowest):
@@ -91,4 +92,6 @@ def test_ends_of_intervals(lowest, error, z, chance):
     alpha, beta = lowest * np.exp(rng.uniform(0, 1, (2, 5_000)) ** 2 * np.log(3_000 / lowest))
     frame = pd.DataFrame({"alpha": alpha, "beta": beta})[alpha < 0.3 * (alpha + beta)]
     found = evaluated(frame, lambda t: {"end": ctr_quantile(logit_cumulants(t.alpha, t.beta), z)})["end"]
-    assert betainc(frame["alpha"], frame["beta"], found.to_numpy()) == pytest.approx(chance, abs=error)
+    assert betainc(frame["alpha"].to_numpy(), frame["beta"].to_numpy(), found.to_numpy()) == pytest.approx(
+        chance, abs=error
+    )

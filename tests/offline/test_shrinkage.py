@@ -5,6 +5,7 @@ from __future__ import annotations
 import ibis
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,7 +36,7 @@ def check(tables, *, empty):
             values = one.ctr[group, creative], one.alpha[group, creative], one.beta[group, creative]
             expected[f"p{number}", group, f"c{creative:02}"] = values
     cells = cells_of(tables, empty=empty)
-    found = shrink(ibis.memtable(cells)).execute()
+    found = shrink(ibis.memtable(pa.Table.from_pandas(cells, preserve_index=False))).to_pyarrow().to_pandas()
     assert len(found) == len(cells)
     keys = zip(found["product_id"], found["group_id"], found["creative_id"], strict=True)
     assert found[["ctr", "ctr_alpha", "ctr_beta"]].to_numpy() == pytest.approx(
