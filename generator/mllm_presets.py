@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -34,6 +34,7 @@ from generator.instructions import INSTRUCTIONS
 from generator.mllm import GroupMllm
 from generator.prompt import VOCABULARY
 from generator.settings import MllmSettings
+from generator.statistics_tower import StatisticsTowerConfig
 from streams.attributes import TABLE_4
 
 IMAGE_TOKEN: Final = "<image>"
@@ -105,6 +106,13 @@ def _tiny(settings: MllmSettings, corpus: Iterable[str]) -> GroupMllm:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    if size.eyes == "statistics":
+        config = _config(settings, tokenizer, text, StatisticsTowerConfig(), 1)
+        config.vision_feature_layer, config.vision_feature_select_strategy = -1, "full"
+        model = GroupLlavaForConditionalGeneration(config)
+        model.model.vision_tower.load_package_weights()
+        # One token for a picture, whatever its size: a patch is the whole of it.
+        return GroupMllm(model, _efficientnet_processor(tokenizer, patch_px=IMAGE_PX))
     vision = CLIPVisionConfig(
         hidden_size=size.vision_hidden_size,
         intermediate_size=2 * size.vision_hidden_size,
@@ -149,7 +157,12 @@ def _smol(settings: MllmSettings) -> GroupMllm:
     model.model.language_model.load_state_dict(language.model.state_dict())
     model.tie_weights()
     model.model.vision_tower.load_package_weights()
-    processor = LlavaProcessor(
+    return GroupMllm(model, _efficientnet_processor(tokenizer, patch_px=PATCH_PX))
+
+
+def _efficientnet_processor(tokenizer: Any, *, patch_px: int) -> LlavaProcessor:
+    """Return the processor of the towers that are made of EfficientNet-Lite0."""
+    return LlavaProcessor(
         CLIPImageProcessorPil(
             size={"height": IMAGE_PX, "width": IMAGE_PX},
             do_center_crop=False,
@@ -158,12 +171,11 @@ def _smol(settings: MllmSettings) -> GroupMllm:
             image_std=list(IMAGE_STD),
         ),
         tokenizer,
-        patch_size=PATCH_PX,
+        patch_size=patch_px,
         vision_feature_select_strategy="full",
         num_additional_image_tokens=0,
         chat_template=CHAT_TEMPLATE,
     )
-    return GroupMllm(model, processor)
 
 
 def _llava(settings: MllmSettings) -> GroupMllm:

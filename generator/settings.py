@@ -170,7 +170,12 @@ class TinyMllmSettings(BaseModel):
     n_layers: int = Field(4, ge=1, description="Layers of the language model.")
     n_heads: int = Field(4, ge=1, description="Attention heads of the language model.")
     vocab_size: int = Field(1_024, ge=300, description="Tokens of the tokenizer that is fitted to the instructions.")
-    image_px: int = Field(64, ge=16, description="Side of a picture as the vision tower reads it, in pixels.")
+    eyes: Literal["learnt", "statistics"] = Field(
+        "statistics",
+        description="Its vision tower: `learnt`: a small vision transformer that starts from nothing; `statistics`: "
+        "the frozen first layers of EfficientNet-Lite0, which tell the style of a picture from the start.",
+    )
+    image_px: int = Field(64, ge=16, description="Side of a picture as the learnt tower reads it, in pixels.")
     patch_px: int = Field(16, ge=4, description="Side of a patch, one image token, in pixels.")
     vision_hidden_size: int = Field(64, ge=16, description="Width of the vision tower.")
     n_vision_layers: int = Field(2, ge=1, description="Layers of the vision tower.")

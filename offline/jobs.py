@@ -14,11 +14,8 @@ from types import FrameType
 from typing import Any
 
 import msgspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from offline.artifact import Artifact, ArtifactStore
-from offline.pairs import make_pairs
 from offline.runs import RunLog, RunRecord
 from offline.settings import OfflineSettings
 from offline.snapshot import Snapshot, take_snapshot
@@ -28,8 +25,6 @@ from state.reading import StateReader
 KIND = "gaip"
 """Kind of the artifact that the job writes."""
 
-ROWS_FILE = "rows.parquet"
-PAIRS_FILE = "pairs.parquet"
 RUN_LOG = "runs.jsonl"
 
 Clock = Callable[[], int]
@@ -102,7 +97,7 @@ def _build(settings: OfflineSettings, state_path: Path, now_ms: int) -> _Done:
     except StateMissingError as error:
         return _Done(outcome="skipped", reason=str(error))
     with state:
-        snapshot = take_snapshot(state, settings)
+        snapshot = take_snapshot(state)
     last = artifacts.latest(KIND)
     n_new = snapshot.n_impressions - _impressions_of(last)
     skipped = _Done(outcome="skipped", snapshot_id=snapshot.snapshot_id, n_new_impressions=n_new)
@@ -111,38 +106,36 @@ def _build(settings: OfflineSettings, state_path: Path, now_ms: int) -> _Done:
         return msgspec.structs.replace(
             skipped, reason=f"{n_new} new impressions {since}, min_new_impressions is {settings.min_new_impressions}"
         )
-    if snapshot.rows.num_rows == 0:
-        return msgspec.structs.replace(
-            skipped,
-            reason="no row passed the exposure filter: no grouped product has min_product_impressions "
-            f"({settings.min_product_impressions:g}) and a creative with min_cell_impressions "
-            f"({settings.min_cell_impressions:g}) in a group",
-        )
-    pairs = make_pairs(snapshot.rows, floor=settings.min_pair_probability)
-    built = _write(artifacts, settings, snapshot, pairs, now_ms)
+    try:
+        done = _write(artifacts, settings, snapshot, now_ms)
+    except _NothingExposed as nothing:
+        return msgspec.structs.replace(skipped, reason=str(nothing))
     artifacts.prune(KIND, settings.keep_versions)
-    return _Done(
-        outcome="built",
-        artifact=built.name,
-        snapshot_id=snapshot.snapshot_id,
-        n_new_impressions=n_new,
-        n_products=snapshot.n_products,
-        n_rows=snapshot.rows.num_rows,
-        n_pairs=pairs.num_rows,
-    )
+    return msgspec.structs.replace(done, n_new_impressions=n_new)
 
 
 def _impressions_of(artifact: Artifact | None) -> int:
     return 0 if artifact is None else int(artifact.manifest.figures["n_impressions"])
 
 
-def _write(
-    artifacts: ArtifactStore, settings: OfflineSettings, snapshot: Snapshot, pairs: pa.Table, now_ms: int
-) -> Artifact:
+class _NothingExposed(Exception):
+    """No row passed the exposure filter."""
+
+    def __init__(self, settings: OfflineSettings) -> None:
+        super().__init__(
+            "no row passed the exposure filter: no grouped product has min_product_impressions "
+            f"({settings.min_product_impressions:g}) and a creative with min_cell_impressions "
+            f"({settings.min_cell_impressions:g}) in a group"
+        )
+
+
+def _write(artifacts: ArtifactStore, settings: OfflineSettings, snapshot: Snapshot, now_ms: int) -> _Done:
+    from offline.dataset import make_dataset  # Ibis is slow to import
+
     with artifacts.write(KIND, created_at_ms=now_ms) as draft:
-        # Rows of a group lie side by side, so that zstd stores its feature about once.
-        pq.write_table(snapshot.rows, draft.file(ROWS_FILE), compression="zstd", use_dictionary=True)
-        pq.write_table(pairs, draft.file(PAIRS_FILE), compression="zstd", use_dictionary=True)
+        dataset = make_dataset(snapshot, draft.path, settings)
+        if dataset.rows.num_rows == 0:
+            raise _NothingExposed(settings)
         draft.made_from = {
             "snapshot_id": snapshot.snapshot_id,
             "offsets": dict(snapshot.offsets),
@@ -151,12 +144,19 @@ def _write(
         draft.figures = {
             "n_impressions": snapshot.n_impressions,
             "n_clicks": snapshot.n_clicks,
-            "n_products": snapshot.n_products,
-            "n_rows": snapshot.rows.num_rows,
-            "n_pairs": pairs.num_rows,
+            "n_products": dataset.n_products,
+            "n_rows": dataset.rows.num_rows,
+            "n_pairs": dataset.pairs.num_rows,
         }
     assert draft.finished is not None
-    return draft.finished
+    return _Done(
+        outcome="built",
+        artifact=draft.finished.name,
+        snapshot_id=snapshot.snapshot_id,
+        n_products=dataset.n_products,
+        n_rows=dataset.rows.num_rows,
+        n_pairs=dataset.pairs.num_rows,
+    )
 
 
 def run_schedule(

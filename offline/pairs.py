@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
+from typing import Literal
 
-from online.significance import p_better
+import ibis
+import ibis.expr.types as ir
+import pyarrow as pa
+
+from offline.posterior import Cumulants, logit_cumulants, p_above
+
+HeldOutBy = Literal["product", "creative"]
+"""What a pair is held out with: all pairs of a product, or those of two creatives that no other pair shows."""
+
+TRAIN, HELD_OUT, MIXED = "train", "held_out", "mixed"
 
 
 class PairFloorError(ValueError):
@@ -20,12 +26,12 @@ class PairFloorError(ValueError):
         )
 
 
-class DuplicateRowError(ValueError):
-    """Two rows of one creative in one group."""
+class HeldOutShareError(ValueError):
+    """A share of held-out products or creatives that leaves nothing."""
 
-    def __init__(self, product_id: str, group_id: int, creative_id: str) -> None:
+    def __init__(self, share: float) -> None:
         super().__init__(
-            f"creative {creative_id!r} has two rows in group {group_id} of product {product_id!r}; allowed is one. "
+            f"the share that is held out is {share!r}; allowed is 0 to below 1: something has to be learnt from. "
             "No pair was made."
         )
 
@@ -40,6 +46,7 @@ def pairs_schema() -> pa.Schema:
             _field("creative_w", pa.string(), "The winner."),
             _field("creative_l", pa.string(), "The loser."),
             _field("weight", pa.float64(), "P(CTR_w > CTR_l) under the posteriors."),
+            _field("split", pa.string(), "`train`, `held_out`, or `mixed`: one creative of each, for neither."),
             _field("ctr_w", pa.float64(), "The winner's empirical-Bayes CTR in the group."),
             _field("ctr_l", pa.float64(), "The loser's."),
             _field("prompt_w", pa.string(), "What the winner was drawn from, where it was.", nullable=True),
@@ -50,89 +57,69 @@ def pairs_schema() -> pa.Schema:
     )
 
 
-def make_pairs(rows: pa.Table, *, floor: float) -> pa.Table:
+def make_pairs(rows: ir.Table, *, floor: float, held_out_share: float, held_out_by: HeldOutBy) -> ir.Table:
     """Return all pairs of creatives of GAIP rows, by product and group, whose order is sure enough.
 
     The winner is the creative with the higher posterior mean; the weight is the probability that its CTR is
     really higher. Pairs below ``floor`` and ties are dropped, so a pair is never there in both orders.
 
+    What is held out depends on ids alone, by their MD5: it stays held out in every later snapshot, and for every group.
+
     Parameters
     ----------
     rows
-        GAIP rows (`offline.snapshot.gaip_schema`), in any order.
+        GAIP rows (`offline.rows.gaip_schema`), in any order.
     floor
         Smallest weight, from 0.5 to below 1.
+    held_out_share
+        Share of the products, or of the creatives, that are held out, from 0 to below 1.
+    held_out_by
+        With `product` no product of a held-out pair is learnt from; with `creative` no creative is.
 
     Returns
     -------
-    A table of `pairs_schema`, sorted by product, group, winner and loser, with the metadata of ``rows``.
+    Pairs, sorted by product, group, winner and loser.
 
     Raises
     ------
-    PairFloorError
-        If ``floor`` is out of range.
-    DuplicateRowError
-        If a creative has two rows in one group.
+    PairFloorError, HeldOutShareError
+        If ``floor`` or ``held_out_share`` is out of range.
     """
     if not 0.5 <= floor < 1.0:
         raise PairFloorError(floor)
-    order = pc.sort_indices(
-        rows, sort_keys=[("product_id", "ascending"), ("group_id", "ascending"), ("creative_id", "ascending")]
-    )
-    rows = rows.drop_columns(["group_feature"]).take(order)
-    # Dictionary codes stand for the ids: the same product and group lie side by side now.
-    product = _codes(rows["product_id"])
-    group = rows["group_id"].to_numpy()
-    same = (product[1:] == product[:-1]) & (group[1:] == group[:-1])
-    twice = np.flatnonzero(same & (np.diff(_codes(rows["creative_id"])) == 0))
-    if twice.size:
-        row = rows.slice(int(twice[0]), 1).to_pylist()[0]
-        raise DuplicateRowError(row["product_id"], row["group_id"], row["creative_id"])
-    first, second = _pairs_within(same, rows.num_rows)
-    ctr = rows["ctr"].to_numpy()
-    first_wins = ctr[first] > ctr[second]
-    winner, loser = np.where(first_wins, first, second), np.where(first_wins, second, first)
-    alpha, beta = rows["ctr_alpha"].to_numpy(), rows["ctr_beta"].to_numpy()
-    weight = p_better(alpha[winner], beta[winner], alpha[loser], beta[loser])
-    kept = (weight >= floor) & (ctr[winner] != ctr[loser])
-    winner, loser, weight = winner[kept], loser[kept], weight[kept]
-    by_winner = np.lexsort((loser, winner))
-    winner, loser, weight = winner[by_winner], loser[by_winner], weight[by_winner]
-    won, lost = rows.take(pa.array(winner)), rows.take(pa.array(loser))
-    schema = pairs_schema()
-    columns = {
-        "snapshot_id": won["snapshot_id"],
-        "product_id": won["product_id"],
-        "group_id": won["group_id"],
-        "creative_w": won["creative_id"],
-        "creative_l": lost["creative_id"],
-        "weight": pa.chunked_array([pa.array(weight, pa.float64())]),
-        **{
-            f"{name}_{side}": source[name]
-            for name in ("ctr", "prompt", "image_uri")
-            for side, source in (("w", won), ("l", lost))
-        },
-    }
-    table = pa.table([columns[name] for name in schema.names], schema=schema)
-    return table.replace_schema_metadata(rows.schema.metadata)
+    if not 0.0 <= held_out_share < 1.0:
+        raise HeldOutShareError(held_out_share)
+    group = ("product_id", "group_id")
+    rows = rows.mutate(**_named("logit", logit_cumulants(rows.ctr_alpha, rows.ctr_beta)))
+    described = ("creative_id", "ctr", "prompt", "image_uri", *(f"logit_{name}" for name in Cumulants._fields))
+    won = rows.select("snapshot_id", *group, **{f"{name}_w": name for name in described})
+    lost = rows.select(*group, **{f"{name}_l": name for name in described})
+    pairs = won.join(lost, [*group, won.ctr_w > lost.ctr_l])
+    pairs = pairs.mutate(weight=p_above(_cumulants(pairs, "w"), _cumulants(pairs, "l")))
+    pairs = pairs.filter(pairs.weight >= floor)
+    split = _split(pairs, held_out_share, held_out_by)
+    pairs = pairs.mutate(split=split).rename(creative_w="creative_id_w", creative_l="creative_id_l")
+    return pairs.order_by(*group, "creative_w", "creative_l").select(*pairs_schema().names)
 
 
-def _pairs_within(same_as_next: NDArray[np.bool_], n_rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Index pairs (i, j), i < j, of rows in one run of equal keys."""
-    if n_rows == 0:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    starts = np.concatenate([[0], np.flatnonzero(~same_as_next) + 1]).astype(np.int64)
-    sizes = np.diff(np.append(starts, n_rows))
-    ends = np.repeat(starts + sizes, sizes)  # (n_rows,) one past the last row of each row's run
-    index = np.arange(n_rows, dtype=np.int64)
-    n_partners = ends - index - 1
-    first = np.repeat(index, n_partners)
-    since = np.arange(first.size, dtype=np.int64) - np.repeat(np.cumsum(n_partners) - n_partners, n_partners)
-    return first, first + 1 + since
+def _split(pairs: ir.Table, share: float, by: HeldOutBy) -> ir.StringValue:
+    if by == "product":
+        return ibis.ifelse(_is_held_out(pairs.product_id, share), HELD_OUT, TRAIN)
+    won, lost = _is_held_out(pairs.creative_id_w, share), _is_held_out(pairs.creative_id_l, share)
+    return ibis.cases((won & lost, HELD_OUT), (won | lost, MIXED), else_=TRAIN)
 
 
-def _codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    return np.asarray(column.combine_chunks().dictionary_encode().indices, dtype=np.int64)
+def _is_held_out(name: ir.StringValue, share: float) -> ir.BooleanValue:
+    """Tell whether the name's MD5, read as a fraction of 1, is below ``share``."""
+    return name.hexdigest("md5") < f"{int(share * 16**8):08x}"
+
+
+def _named(prefix: str, cumulants: Cumulants) -> dict[str, ir.Value]:
+    return {f"{prefix}_{name}": value for name, value in cumulants._asdict().items()}
+
+
+def _cumulants(pairs: ir.Table, side: str) -> Cumulants:
+    return Cumulants(*(pairs[f"logit_{name}_{side}"] for name in Cumulants._fields))
 
 
 def _field(name: str, kind: pa.DataType, description: str, *, nullable: bool = False) -> pa.Field:

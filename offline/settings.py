@@ -58,6 +58,43 @@ class PretrainSettings(BaseModel):
     teacher: TeacherSettings = Field(TeacherSettings(), description="Who writes the prompts.")
 
 
+class RewardSettings(BaseModel):
+    """How reward models are trained: the GRM, and those that it is compared with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    n_steps: int = Field(240, ge=1, description="Steps on pairs.")
+    n_lesson_steps: int = Field(
+        300, ge=0, description="Steps before those, in which the model learns to name what a picture shows."
+    )
+    batch_pairs: int = Field(32, ge=1, description="Pairs in a step, each of them in both orders.")
+    batch_lessons: int = Field(32, ge=1, description="Pictures in a step of the lessons.")
+    learning_rate: float = Field(1e-3, gt=0, description="Highest learning rate.")
+    weight_decay: float = Field(0.05, ge=0, description="Weight decay.")
+    group_noise: float = Field(
+        0.3,
+        ge=0,
+        description="How far a group's feature is moved at random in training, in root mean squares of its members' "
+        "distance from the centroid: groups are few, and each would be learnt by heart.",
+    )
+    calibration_share: float = Field(
+        0.15, ge=0, lt=1, description="Share of the products learnt from that is kept back to fit the temperature to."
+    )
+
+
+class JudgeSettings(BaseModel):
+    """A vision model behind an OpenAI-compatible endpoint that reward models are compared with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str | None = Field(
+        None, description="Base URL, such as `http://127.0.0.1:8000/v1`; none: no such model is compared."
+    )
+    model: str = Field("default", description="The model's name at the endpoint.")
+    api_key: SecretStr = Field(SecretStr(""), description="Bearer token; empty: none is sent.")
+    timeout_s: float = Field(60.0, gt=0, description="Longest wait for an answer, s.")
+
+
 class OfflineSettings(BaseModel):
     """The scheduled job that turns a snapshot of the state into GAIP rows and pairs."""
 
@@ -85,7 +122,24 @@ class OfflineSettings(BaseModel):
     min_pair_probability: float = Field(
         0.8, ge=0.5, lt=1, description="Pairs whose P(CTR of the winner > CTR of the loser) is lower are dropped."
     )
+    held_out_share: float = Field(
+        0.25, ge=0, lt=1, description="Share of the products, or of the creatives, whose pairs are not learnt from."
+    )
+    held_out_by: Literal["product", "creative"] = Field(
+        "product",
+        description="What is held out as a whole: `product`: new products are judged; `creative`: new creatives of "
+        "known products, and pairs of a held-out creative and one that is not serve neither purpose.",
+    )
+    engine: Literal["duckdb", "spark"] = Field(
+        "duckdb", description="Where rows and pairs are made: in this process, or by Spark (pyspark and Java needed)."
+    )
+    spark_master: str = Field("local[*]", description="Spark's master, such as `local[2]` or `spark://host:7077`.")
+    spark_partitions: int = Field(
+        8, ge=1, description="Parts that Spark works on at once; two to three for each of its cores do well."
+    )
+    pretrain: PretrainSettings = Field(PretrainSettings(), description="Pre-training of the G-MLLM.")
+    reward: RewardSettings = Field(RewardSettings(), description="How reward models are trained.")
+    judge: JudgeSettings = Field(JudgeSettings(), description="A general vision model to compare with (Figure 3).")
     keep_versions: int = Field(
         20, ge=1, description="Artifacts kept; older ones are removed after a new one is complete."
     )
-    pretrain: PretrainSettings = Field(PretrainSettings(), description="Pre-training of the G-MLLM.")

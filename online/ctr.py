@@ -31,7 +31,7 @@ MAX_RELATIVE = 8.0
 
 MAX_CTR = 1.0 - 1e-6
 
-_PRIOR_SPREAD = 0.25
+PRIOR_SPREAD = 0.25
 """A CTR's standard deviation over its parent's mean, assumed until the counts tell."""
 
 
@@ -281,7 +281,7 @@ def _moment_spread(*, excess: float, leverage: float, n_noise: float, freedom: f
     The moment estimate alone is zero for half of the tables without spread and says then, wrongly, that
     nothing differs. The mean of a normal cut off at zero is what keeps intervals honest.
     """
-    prior = _PRIOR_SPREAD**2 * pooled / (1.0 - pooled)
+    prior = PRIOR_SPREAD**2 * pooled / (1.0 - pooled)
     precision, mean = 1.0 / prior**2, prior
     if leverage > 0.0 and freedom > 0.0:
         seen = 1.0 / (2.0 / freedom * (freedom / n_noise + prior) ** 2)

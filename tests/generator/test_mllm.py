@@ -20,7 +20,14 @@ from generator.settings import MllmSettings, TinyMllmSettings
 SMALL = MllmSettings(
     group_hidden_size=32,
     tiny=TinyMllmSettings(
-        hidden_size=48, n_layers=2, n_heads=2, vision_hidden_size=16, n_vision_layers=1, image_px=32, patch_px=16
+        eyes="learnt",
+        hidden_size=48,
+        n_layers=2,
+        n_heads=2,
+        vision_hidden_size=16,
+        n_vision_layers=1,
+        image_px=32,
+        patch_px=16,
     ),
 )
 RED = Image.new("RGB", (40, 30), "red")

@@ -18,7 +18,8 @@ import pytest
 
 from offline import jobs
 from offline.artifact import ArtifactStore
-from offline.jobs import PAIRS_FILE, ROWS_FILE, read_runs, run_once, run_schedule
+from offline.dataset import PAIRS_FILE, ROWS_FILE
+from offline.jobs import read_runs, run_once, run_schedule
 from offline.settings import OfflineSettings
 
 ROOT = Path(__file__).resolve().parents[2]

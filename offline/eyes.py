@@ -1,0 +1,59 @@
+"""Eyes: a G-MLLM's vision tower over many pictures, each read once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from generator.mllm import GroupMllm
+from offline.comparison import Picture
+
+
+class Eyes:
+    """Gives a backbone the pictures of a batch.
+
+    What a frozen tower sees of a picture never changes: it is worked out once and kept, and only the projector runs for
+    every batch. Of a tower that learns the pixels are kept.
+
+    Parameters
+    ----------
+    mllm
+        Whose tower and image processor are used.
+    """
+
+    def __init__(self, mllm: GroupMllm) -> None:
+        self._mllm = mllm
+        self._kept: dict[str, Tensor] = {}
+        tower = mllm.model.model.vision_tower
+        self._frozen = not any(parameter.requires_grad for parameter in tower.parameters())
+
+    def look(self, pictures: Sequence[Picture]) -> dict[str, Any]:
+        """Return the backbone's arguments that show it these pictures, in the order of their placeholders."""
+        missing = {picture.key: picture for picture in pictures if picture.key not in self._kept}
+        for picture in missing.values():
+            self._kept[picture.key] = self._read(picture)
+        seen = torch.stack([self._kept[picture.key] for picture in pictures])
+        if not self._frozen:
+            return {"pixel_values": seen}  # (n, 3, H, W)
+        features = self._mllm.model.model.multi_modal_projector(seen)  # (n, T, D)
+        return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features)}}
+
+    def _read(self, picture: Picture) -> Tensor:
+        pixels: Tensor = self._mllm.processor.image_processor([picture.open()], return_tensors="pt")["pixel_values"]
+        pixels = pixels.to(self._mllm.device, self._mllm.model.dtype)  # (1, 3, H, W)
+        if not self._frozen:
+            return pixels[0]
+        config = self._mllm.model.config
+        with torch.no_grad():
+            layers = self._mllm.model.model.vision_tower(
+                pixels, output_hidden_states=True, return_dict=True
+            ).hidden_states
+        chosen = config.vision_feature_layer
+        tokens: Tensor = torch.cat(
+            [layers[layer] for layer in ([chosen] if isinstance(chosen, int) else chosen)], dim=-1
+        )
+        return tokens[0, 1:] if config.vision_feature_select_strategy == "default" else tokens[0]  # (T, width)

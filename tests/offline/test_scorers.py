@@ -1,0 +1,236 @@
+"""Scorers of pairs: what they have in common, and what each learns on pictures of two colours that two groups like."""
+
+from __future__ import annotations
+
+import json
+import threading
+from functools import cache, partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from io import BytesIO
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from generator.mllm_presets import build_mllm
+from generator.settings import MllmSettings, TinyMllmSettings
+from offline.cg4ctr import Cg4Ctr, train_cg4ctr
+from offline.comparison import Comparison, Pair, Picture
+from offline.evaluation import ScorerOutputError, evaluate
+from offline.grm import Grm
+from offline.grm_training import CAIG_POINT_WEIGHT, Lesson, NoPairsError, fit_temperature, train_grm
+from offline.judge import JudgeAnswerError, ZeroShotJudge
+from offline.settings import JudgeSettings, RewardSettings
+from online.encoders import HashedImageEncoder, HashedTextEncoder
+
+SMALL = MllmSettings(
+    group_hidden_size=32,
+    tiny=TinyMllmSettings(
+        eyes="learnt", hidden_size=32, n_layers=2, n_heads=2, image_px=16, patch_px=8, vision_hidden_size=16
+    ),
+)
+REWARD = RewardSettings(n_steps=120, n_lesson_steps=5, batch_pairs=16, batch_lessons=4, learning_rate=3e-3)
+
+
+def png(colour):
+    buffer = BytesIO()
+    Image.new("RGB", (16, 16), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@cache
+def pairs_of_taste(n_products, *, first_product=0):
+    """Return pairs of a red and a blue picture: groups near one point like red, near the other blue."""
+    rng = np.random.default_rng(first_product)
+    likes = np.random.default_rng(99).normal(size=128)
+    pairs = []
+    for product in range(first_product, first_product + n_products):
+        pictures = [
+            Picture(f"{product}-{name}", partial(png, tuple(int(v) for v in np.array(base) + rng.integers(0, 40, 3))))
+            for name, base in (("red", (200, 20, 20)), ("blue", (20, 20, 200)))
+        ]
+        for sign in (1, -1):
+            feature = (sign * likes + 0.5 * rng.normal(size=(11, 128))).astype(np.float32)
+            winner, loser = pictures[::sign]
+            pairs.append(Pair(Comparison(f"p{product}", f"Chair {product}", feature, winner, loser), 0.95, 0.09, 0.03))
+    return tuple(pairs)
+
+
+@cache
+def trained_grm(with_group):
+    grm = Grm(build_mllm(SMALL, seed=0), with_group=with_group, name="grm" if with_group else "caig")
+    pairs = pairs_of_taste(16)
+    lessons = [Lesson(pair.winner_first.first, "a wall, warm palette") for pair in pairs]
+    train_grm(grm, pairs, REWARD, seed=0, lessons=lessons, point_weight=0.0 if with_group else CAIG_POINT_WEIGHT)
+    return grm
+
+
+@cache
+def trained_cg4ctr():
+    torch.manual_seed(0)
+    model = Cg4Ctr(HashedTextEncoder(), HashedImageEncoder(), {})
+    train_cg4ctr(model, pairs_of_taste(4), REWARD.model_copy(update={"n_steps": 3}), seed=0)
+    return model
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    """Finds the first picture better, with three chances in four."""
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        top = [{"token": "1", "logprob": float(np.log(0.6))}, {"token": " 2", "logprob": float(np.log(0.2))}]
+        plain = asked["model"] != "with logprobs"
+        choice = {
+            "message": {"content": "neither" if asked["model"] == "odd" else "1"},
+            "logprobs": None if plain else {"content": [{"top_logprobs": top}]},
+        }
+        assert [part["type"] for part in asked["messages"][0]["content"]] == ["text", "image_url", "image_url"]
+        assert self.headers["Authorization"] == "Bearer secret"
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"choices": [choice]}).encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def judge_url():
+    with HTTPServer(("127.0.0.1", 0), Endpoint) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/v1/"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def judge(judge_url):
+    with httpx.Client() as client:
+        yield lambda model: ZeroShotJudge(JudgeSettings(url=judge_url, model=model, api_key="secret"), client)
+
+
+@pytest.fixture(params=["grm", "caig", "cg4ctr", "judge"])
+def scorer(request, judge):
+    if request.param == "cg4ctr":
+        return trained_cg4ctr()
+    if request.param == "judge":
+        return judge("with logprobs")
+    return trained_grm(request.param == "grm")
+
+
+def test_every_scorer_answers_with_probabilities(scorer):
+    comparisons = [pair.winner_first for pair in pairs_of_taste(3, first_product=50)]
+    found = scorer.p_first_wins(comparisons)
+    assert found.shape == (6,)
+    assert ((found >= 0.0) & (found <= 1.0)).all()
+    assert scorer.name
+    assert np.array_equal(scorer.p_first_wins(comparisons), found)
+    assert scorer.p_first_wins(comparisons[3:]) == pytest.approx(found[3:], abs=1e-6)
+    assert scorer.p_first_wins([]).shape == (0,)
+
+
+def test_every_scorer_can_be_evaluated(scorer):
+    found = evaluate(scorer, pairs_of_taste(3, first_product=50))
+    assert (found.n_pairs, found.n_products) == (6, 3)
+    assert found.accuracy_low <= found.accuracy <= found.accuracy_high
+    assert sum(part.n_pairs for part in found.reliability) == 6
+
+
+def test_the_grm_learns_which_group_likes_what():
+    found = evaluate(trained_grm(True), pairs_of_taste(10, first_product=100))
+    assert found.accuracy >= 0.95
+    assert found.order_inconsistency == 0.0  # averaged over both orders, it cannot contradict itself
+
+
+def test_read_once_the_orders_agree():
+    grm = trained_grm(True)
+    comparisons = [pair.winner_first for pair in pairs_of_taste(10, first_product=100)]
+    one = grm.one_order_logits(comparisons)
+    other = grm.one_order_logits([comparison.swapped() for comparison in comparisons])
+    assert np.mean((one > 0) == (other > 0)) < 0.05
+
+
+def test_without_the_group_nobody_can_tell():
+    found = evaluate(trained_grm(False), pairs_of_taste(10, first_product=100))
+    assert found.accuracy == 0.5
+
+
+def test_without_the_group_its_feature_changes_nothing():
+    pair = pairs_of_taste(1, first_product=100)[0].winner_first
+    other = Comparison(pair.product_id, pair.title, pair.group_feature * -1, pair.first, pair.second)
+    grm, no_group = trained_grm(True), trained_grm(False)
+    assert no_group.p_first_wins([pair]) == no_group.p_first_wins([other])
+    assert abs(grm.p_first_wins([pair]) - grm.p_first_wins([other])) > 0.3
+
+
+def test_saved_and_loaded_it_judges_alike(tmp_path):
+    grm = trained_grm(True)
+    grm.save(tmp_path)
+    loaded = Grm.load(tmp_path)
+    comparisons = [pair.winner_first for pair in pairs_of_taste(3, first_product=50)]
+    assert loaded.p_first_wins(comparisons) == pytest.approx(grm.p_first_wins(comparisons), abs=1e-6)
+    assert (loaded.name, loaded.with_group, loaded.temperature) == (grm.name, True, grm.temperature)
+
+
+def test_without_pairs_nothing_is_trained():
+    with pytest.raises(NoPairsError):
+        train_grm(Grm(build_mllm(SMALL, seed=0)), [], REWARD, seed=0)
+
+
+@pytest.mark.parametrize("temperature", [0.2, 1.0, 5.0])
+def test_the_temperature_is_found_again(temperature):
+    logits = np.random.default_rng(0).normal(0, 3, 2_000)
+    assert fit_temperature(logits, 1 / (1 + np.exp(-logits / temperature))) == pytest.approx(temperature, rel=1e-3)
+
+
+@pytest.mark.parametrize(("model", "chance"), [("with logprobs", 0.75), ("plain", 1.0)])
+def test_the_judge_says_how_sure_it_is_where_it_can(judge, model, chance):
+    comparisons = [pair.winner_first for pair in pairs_of_taste(1)]
+    assert judge(model).p_first_wins(comparisons) == pytest.approx(chance)
+
+
+def test_a_judge_that_does_not_judge_is_refused(judge):
+    with pytest.raises(JudgeAnswerError, match="'neither'"):
+        judge("odd").p_first_wins([pairs_of_taste(1)[0].winner_first])
+
+
+class Always:
+    """A scorer with one answer."""
+
+    name = "always"
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def p_first_wins(self, comparisons):
+        return np.full(len(comparisons), self.answer)
+
+
+@pytest.mark.parametrize(("answer", "accuracy", "inconsistency"), [(0.5, 0.5, 1.0), (0.9, None, 1.0)])
+def test_who_always_says_the_same_is_right_half_of_the_time(answer, accuracy, inconsistency):
+    found = evaluate(Always(answer), pairs_of_taste(100))
+    assert found.accuracy == pytest.approx(0.5 if accuracy is None else accuracy, abs=0.1)
+    assert found.order_inconsistency == inconsistency
+
+
+@pytest.mark.parametrize("answer", [1.5, -0.1, np.nan])
+def test_no_probability_is_refused(answer):
+    with pytest.raises(ScorerOutputError):
+        evaluate(Always(answer), pairs_of_taste(2))
+
+
+def test_the_interval_is_over_products():
+    class KnowsOne:
+        name = "knows one"
+
+        def p_first_wins(self, comparisons):
+            winners = {"0-red", "1-red"}
+            p = np.array([0.9 if row.first.key in winners else 0.1 for row in comparisons])
+            return np.where([row.product_id == "p0" for row in comparisons], p, 1 - p)
+
+    # One group's pairs of two products, all right of the one and all wrong of the other, a hundred times over.
+    found = evaluate(KnowsOne(), pairs_of_taste(2)[::2] * 100)
+    assert (found.accuracy, found.accuracy_low, found.accuracy_high) == (0.5, 0.0, 1.0)
