@@ -178,10 +178,10 @@ def test_a_failing_run_does_not_end_the_schedule(state_writer, settings, monkeyp
     writer.commit()
     real, calls = jobs.take_snapshot, itertools.count()
 
-    def fails_first(store, settings):
+    def fails_first(state):
         if next(calls) == 0:
             raise MemoryError("no room")
-        return real(store, settings)
+        return real(state)
 
     monkeypatch.setattr(jobs, "take_snapshot", fails_first)
     records = schedule(settings, writer.path, lambda records: any(record.outcome == "built" for record in records))
@@ -195,12 +195,12 @@ def test_a_start_during_a_run_is_recorded_as_skipped(state_writer, settings, mon
     writer.commit()
     real, skipped, running, most = jobs.take_snapshot, threading.Event(), [], []
 
-    def slow(store, settings):
+    def slow(state):
         running.append(1)
         most.append(len(running))
         assert skipped.wait(10)
         running.pop()
-        return real(store, settings)
+        return real(state)
 
     def enough(records):
         if any("still going" in (record.reason or "") for record in records):
@@ -230,10 +230,10 @@ from pathlib import Path
 from offline import jobs
 from offline.settings import OfflineSettings
 real = jobs.take_snapshot
-def slow(store, settings):
+def slow(state):
     print("running", flush=True)
     time.sleep(1.0)
-    return real(store, settings)
+    return real(state)
 jobs.take_snapshot = slow
 settings = OfflineSettings(dataset_dir=Path(sys.argv[2]), min_new_impressions=1, interval_s=60)
 jobs.run_schedule(settings, Path(sys.argv[1]))
