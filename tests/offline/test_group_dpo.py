@@ -25,6 +25,9 @@ from offline.settings import GroupDpoSettings
 from tests.offline import dpo_world
 from tests.offline.dpo_world import SHORT
 
+# PEFT 0.21 still asks transformers 5.24 by the old name.
+pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
