@@ -12,8 +12,7 @@ from online.assignment import Assigner
 from online.ranking import mean_ndcg_between_groups, null_ndcg
 from online.settings import OnlineSettings
 from simulator.truth import read_truth
-from state.reading import StateView, open_view
-from state.store import Store
+from state.reading import StateReader, StateView
 
 N_USERS = 2_000
 N_QUICK_USERS = 500
@@ -27,7 +26,7 @@ def evaluate_groups(state: Path, truth: Path | None, online: OnlineSettings, *, 
     state.errors.StateError
         There is no state, or it cannot be read.
     """
-    with Store(state, readonly=True) as store, open_view(store) as view:
+    with StateReader(state) as reader, reader.view() as view:
         metrics = _differences(view)
         if truth is not None:
             metrics |= _agreement(view, truth, online, N_QUICK_USERS if quick else N_USERS)

@@ -1,7 +1,8 @@
 """Checks: what a creative must pass before it may be published.
 
 Each check is a pure function that gives a :class:`CheckOutcome` with its reason and its figures, so
-that what was refused can be reviewed. None of them looks at the clock, the disk or the network.
+that what was refused can be reviewed. None of them looks at the clock, the disk or the network; what a trained
+network says of a picture is an argument (:mod:`generator.inspection` asks it).
 """
 
 from __future__ import annotations
@@ -19,14 +20,10 @@ from PIL import Image, UnidentifiedImageError
 
 from generator.composition import Box, Bytes
 from generator.prompt import Prompt, PromptNotUnderstood, sanitise_caption
-from generator.renderer import Rendering
 from generator.settings import CheckSettings
 
 Mask = npt.NDArray[np.bool_]
 
-_HASH_SIDE: Final = 16
-_HASH_STEP: Final = 2.0  # neighbours must differ by this many levels to count: less is compression noise
-_COLOUR_SIDE: Final = 8
 _FAR_LEVELS: Final = 32
 
 
@@ -42,39 +39,6 @@ class CheckOutcome:
     passed: bool
     detail: str
     figures: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """A picture's perceptual hash: two pictures that look alike have near fingerprints.
-
-    ``bits`` is a difference hash (dHash) of the 16 x 16 luminance in two directions: for each pair of
-    neighbours one bit for "clearly brighter" and one for "clearly darker", 1,024 bits. ``colours`` is the mean
-    colour of an 8 x 8 grid, 192 bytes: the same scene in another palette is another creative.
-    """
-
-    bits: bytes
-    colours: bytes
-
-
-def fingerprint(image: Image.Image) -> Fingerprint:
-    """Return a picture's fingerprint; it survives scaling and compression, not cropping or rotation."""
-    rgb = image.convert("RGB")
-    side = _HASH_SIDE + 1
-    small = rgb.convert("L").convert("F").resize((side, side), Image.Resampling.BOX)
-    tone = np.asarray(small, dtype=np.float32)  # (17, 17)
-    right = tone[:-1, 1:] - tone[:-1, :-1]
-    down = tone[1:, :-1] - tone[:-1, :-1]
-    steps = np.stack([right > _HASH_STEP, right < -_HASH_STEP, down > _HASH_STEP, down < -_HASH_STEP])
-    colours = rgb.resize((_COLOUR_SIDE, _COLOUR_SIDE), Image.Resampling.BOX)
-    return Fingerprint(np.packbits(steps).tobytes(), colours.tobytes())
-
-
-def fingerprint_distance(one: Fingerprint, other: Fingerprint) -> tuple[float, float]:
-    """Return the share of different bits (0 to 1) and the mean difference of colours (levels of 255)."""
-    bits = np.bitwise_xor(np.frombuffer(one.bits, np.uint8), np.frombuffer(other.bits, np.uint8))
-    a, b = np.frombuffer(one.colours, np.uint8).astype(np.float32), np.frombuffer(other.colours, np.uint8)
-    return float(np.bitwise_count(bits).sum()) / (8 * len(bits)), float(np.abs(a - b).mean())
 
 
 def check_file(payload: bytes, size_px: int) -> CheckOutcome:
@@ -151,35 +115,41 @@ def _eroded(mask: Mask, by: int) -> Mask:
     return inside
 
 
-def check_not_duplicate(
-    image: Image.Image, existing: Mapping[str, Fingerprint], settings: CheckSettings
-) -> CheckOutcome:
-    """Check that the picture looks like none of the product's creatives, given by their ids."""
+def check_not_duplicate(nearest: tuple[str, float] | None, settings: CheckSettings) -> CheckOutcome:
+    """Check that the picture looks like none of the product's creatives.
+
+    ``nearest`` is the id of the one that it is most like, and the cosine of their features; None where there is none.
+    """
     name = "not_duplicate"
-    if not existing:
+    if nearest is None:
         return CheckOutcome(name, True, "the product has no other creative to compare with")
-    own = fingerprint(image)
-    nearest, bits, colour = "", 2.0, 256.0
-    for creative_id, other in existing.items():
-        other_bits, other_colour = fingerprint_distance(own, other)
-        # Nearest by the worse of the two, each in units of its limit.
-        if max(
-            other_bits / max(settings.max_duplicate_bits, 1e-9), other_colour / max(settings.max_duplicate_colour, 1e-9)
-        ) < max(bits / max(settings.max_duplicate_bits, 1e-9), colour / max(settings.max_duplicate_colour, 1e-9)):
-            nearest, bits, colour = creative_id, other_bits, other_colour
-    passed = bits > settings.max_duplicate_bits or colour > settings.max_duplicate_colour
-    detail = (
-        f"nearest is {nearest}: {bits:.1%} of the hash and {colour:.1f} levels of colour apart "
-        f"(a duplicate is within {settings.max_duplicate_bits:.1%} and {settings.max_duplicate_colour:g})"
-    )
-    return CheckOutcome(name, passed, detail, {"bits": bits, "colour": colour, "n_compared": float(len(existing))})
+    creative_id, likeness = nearest
+    detail = f"its likeness to {creative_id} is {likeness:.3f} (at most {settings.max_likeness:g})"
+    return CheckOutcome(name, likeness <= settings.max_likeness, detail, {"likeness": likeness})
+
+
+def check_safe(p_unsafe: float, settings: CheckSettings) -> CheckOutcome:
+    """Check that the classifier of unsafe images does not take the picture for one."""
+    detail = f"unsafe with a probability of {p_unsafe:.3f} (at most {settings.max_p_unsafe:g})"
+    return CheckOutcome("safe", p_unsafe <= settings.max_p_unsafe, detail, {"p_unsafe": p_unsafe})
+
+
+def check_no_portrait(p_faces: Sequence[float], settings: CheckSettings) -> CheckOutcome:
+    """Check that the picture shows nobody's face (the paper's A.7), by the probabilities of the faces found in it."""
+    name, figures = "no_portrait", {"n_faces": float(len(p_faces))}
+    if not p_faces:
+        return CheckOutcome(name, True, "no face was found", figures)
+    found = f"{len(p_faces)} faces were" if len(p_faces) > 1 else "a face was"
+    detail = f"{found} found (probability {max(p_faces):.2f}); allowed: none"
+    return CheckOutcome(name, False, detail, figures | {"p_face": max(p_faces)})
 
 
 def check_prompt(text: str, settings: CheckSettings) -> CheckOutcome:
-    """Check a prompt's text: its length, its blocked terms, and that no character in it hides or marks up.
+    """Check a prompt's text: its length, blocked terms, people, and that no character in it hides or marks up.
 
-    Terms are compared after Unicode compatibility folding (NFKC) and in lower case, as whole words, with
-    white space and invisible characters between them ignored.
+    People may be named in the product's title, not in what is asked to be drawn around it. Terms are compared after
+    Unicode compatibility folding (NFKC) and in lower case, as whole words, with white space and invisible
+    characters between them ignored.
     """
     name = "prompt"
     figures = {"chars": float(len(text))}
@@ -191,12 +161,15 @@ def check_prompt(text: str, settings: CheckSettings) -> CheckOutcome:
         prompt = Prompt.parse(text)
     except PromptNotUnderstood as error:
         return CheckOutcome(name, False, str(error), figures)
-    visible = "".join(c for c in text if unicodedata.category(c) != "Cf")
-    folded = " ".join(unicodedata.normalize("NFKC", visible).casefold().split())
-    for term in settings.blocked_terms:
-        wanted = " ".join(unicodedata.normalize("NFKC", term).casefold().split())
-        if wanted and re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", folded):
-            return CheckOutcome(name, False, f"the prompt holds the blocked term {term!r}", figures)
+    for what, terms, read in (
+        ("blocked term", settings.blocked_terms, text),
+        ("term for people", settings.people_terms, _instructions(text, prompt)),
+    ):
+        folded = _folded("".join(c for c in read if unicodedata.category(c) != "Cf"))
+        for term in terms:
+            wanted = _folded(term)
+            if wanted and re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", folded):
+                return CheckOutcome(name, False, f"the prompt holds the {what} {term!r}", figures)
     unclean = sorted({c for c in text if sanitise_caption(f"a{c}a") not in {f"a{c}a", "a a"}} | _control(text))
     if unclean:
         codes = ", ".join(f"U+{ord(c):04X}" for c in unclean[:8])
@@ -208,16 +181,15 @@ def _control(text: str) -> set[str]:
     return {c for c in text if unicodedata.category(c) == "Cc"}
 
 
-def check_rendering(
-    rendering: Rendering, existing: Mapping[str, Fingerprint], settings: CheckSettings
-) -> tuple[CheckOutcome, ...]:
-    """Run every check on a rendering that needs no file: prompt, blankness, product, duplicates."""
-    return (
-        check_prompt(rendering.provenance.prompt, settings),
-        check_not_blank(rendering.image, settings),
-        check_product_fidelity(rendering.image, rendering.product_pixels, rendering.product_box, settings),
-        check_not_duplicate(rendering.image, existing, settings),
-    )
+def _folded(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _instructions(text: str, prompt: Prompt) -> str:
+    """Return a prompt's text without the product's title: a face cream may be called one, nobody may be asked for."""
+    if prompt.caption == sanitise_caption(text):  # no title stands out in it
+        return text
+    return text.replace(prompt.caption, " ", 1)
 
 
 def refusal(outcomes: Sequence[CheckOutcome]) -> str | None:

@@ -85,6 +85,11 @@ class Placement:
     had_alpha: bool
 
 
+def has_alpha(picture: Image.Image) -> bool:
+    """Return whether any pixel of a picture is transparent, wholly or in part."""
+    return bool(picture.convert("RGBA").getchannel("A").getextrema()[0] < 255)  # type: ignore[operator]  # one band
+
+
 def trim(cutout: Image.Image) -> tuple[Image.Image, bool]:
     """Cut a picture down to its visible pixels, in mode RGBA; the flag says whether any pixel was transparent.
 
@@ -99,8 +104,7 @@ def trim(cutout: Image.Image) -> tuple[Image.Image, bool]:
     box = visible.getbbox()
     if box is None:
         raise EmptyCutout(rgba.size)
-    had_alpha = alpha.getextrema()[0] < 255  # type: ignore[operator]  # one band gives two numbers
-    return rgba.crop(box), had_alpha
+    return rgba.crop(box), has_alpha(rgba)
 
 
 def place(cutout: Image.Image, layout: Layout, size_px: int) -> Placement:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 VOCABULARY: Final[dict[str, tuple[str, ...]]] = {
@@ -121,7 +121,9 @@ SYNONYMS: Final[dict[str, dict[str, str]]] = {
 MAX_CAPTION_CHARS: Final = 160
 """Longest caption, in characters: a Stable Diffusion prompt has 77 tokens, and the slots need about 30 of them."""
 
-_EMPTY_CAPTION: Final = "the product"
+UNNAMED_CAPTION: Final = "the product"
+"""Caption of a prompt whose product is not named, as of those that a G-MLLM writes: the title is put in afterwards."""
+
 _KEPT_FORMAT_CHARS: Final = frozenset("\u200c\u200d")  # joiners that Persian, Indic scripts and emoji are spelled with
 _PLACEHOLDER_MARKS: Final = str.maketrans({"<": "‹", ">": "›"})
 
@@ -160,7 +162,7 @@ def sanitise_caption(caption: str) -> str:
     if len(text) > MAX_CAPTION_CHARS:
         cut = text.rfind(" ", MAX_CAPTION_CHARS - 30, MAX_CAPTION_CHARS + 1)
         text = text[: cut if cut > 0 else MAX_CAPTION_CHARS].rstrip()
-    return text or _EMPTY_CAPTION
+    return text or UNNAMED_CAPTION
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +202,10 @@ class Prompt:
             "composition": self.composition,
         }
 
+    def named(self, title: str) -> Prompt:
+        """Return the prompt for a product of this title."""
+        return replace(self, caption=title)
+
     @property
     def text(self) -> str:
         """The prompt as text, in the style of Stable Diffusion prompts."""
@@ -225,7 +231,7 @@ class Prompt:
         if own is not None and is_well_formed(text):
             return cls(**own.groupdict())
         readable = sanitise_caption(text)
-        if readable == _EMPTY_CAPTION and _EMPTY_CAPTION not in text:
+        if readable == UNNAMED_CAPTION and UNNAMED_CAPTION not in text:
             raise PromptNotUnderstood(text)
         return _parse_foreign(" ".join(text.split()))
 

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import msgspec
 from PIL import Image
 
-from generator.checks import Fingerprint, check_file, check_rendering, fingerprint, refusal
 from generator.composition import EmptyCutout
+from generator.inspection import Inspector
+from generator.likeness import ImageFeatures, LikenessIndex, Vector
+from generator.matting import Matting
 from generator.proposal import Proposal, propose
 from generator.renderer import Renderer
+from generator.review import ReviewRecord, review_of
 from generator.settings import GeneratorSettings
-from generator.storage import ImageStore, ImageTampered, ImageUnreadable, encode, metadata_of, open_image
+from generator.storage import (
+    ImageStore,
+    ImageTampered,
+    ImageUnreadable,
+    StoredImage,
+    metadata_of,
+    open_image,
+    read_bytes,
+)
 from generator.surroundings import Surroundings, read_prompt
+from generator.weights import WeightsMissing
 from state.records import CreativeRecord
 from streams.events import Creative, GroupsShifted
 
@@ -26,7 +39,7 @@ _BAD_PICTURE = (ImageUnreadable, ImageTampered, Image.DecompressionBombError, Im
 
 
 class Candidate(msgspec.Struct, frozen=True, array_like=True):
-    """A proposal and what became of it: a published creative, or the reason why it was refused."""
+    """A proposal and what became of it: a creative that is published or waits, or the reason why it was refused."""
 
     proposal: Proposal
     creative_id: str | None
@@ -52,16 +65,18 @@ class HandledShift(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass(frozen=True)
 class Refreshed:
-    """What a shift led to: its record, and the creatives to publish, whose files are stored."""
+    """What a shift led to: its record, the creatives to publish, and those refused or waiting; all files are stored."""
 
     record: HandledShift
-    creatives: list[Creative]
+    creatives: list[Creative] = field(default_factory=list)
+    reviews: list[ReviewRecord] = field(default_factory=list)
 
 
 class Refresher:
     """Makes creatives for the groups of a shifted product.
 
-    The same shift in the same surroundings gives the same creatives, byte for byte.
+    The same shift in the same surroundings gives the same creatives; their files too, byte for byte, but for the
+    manifest's signature.
 
     Parameters
     ----------
@@ -69,13 +84,21 @@ class Refresher:
         How many prompts and creatives, and the limits of the checks.
     renderer, images
         Draws pictures, and keeps them.
+    features
+        Tells duplicates.
     """
 
-    def __init__(self, settings: GeneratorSettings, renderer: Renderer, images: ImageStore) -> None:
+    def __init__(
+        self, settings: GeneratorSettings, renderer: Renderer, images: ImageStore, features: ImageFeatures
+    ) -> None:
         self._settings = settings
         self._renderer = renderer
         self._images = images
-        self._fingerprints: dict[tuple[str, str], Fingerprint | None] = {}
+        self._review_images = ImageStore.of_review(settings)
+        self._features = features
+        self._inspector = Inspector(settings, features)
+        self._matting = Matting(settings.matting)
+        self._features_of = lru_cache(settings.features_kept)(self._read_features)
 
     def refresh(self, event: GroupsShifted, around: Surroundings) -> Refreshed:
         """Propose, draw, check and store creatives for every group that is large enough.
@@ -87,7 +110,7 @@ class Refresher:
         """
         wanted: list[int] = []
         groups: list[HandledGroup] = []
-        creatives: list[Creative] = []
+        refreshed = Refreshed(HandledShift(event.event_id, event.product_id, event.detected_at_ms, groups))
         for group in event.groups:
             if group.share >= self._settings.min_share:
                 wanted.append(group.group_id)
@@ -95,8 +118,8 @@ class Refresher:
                 why = f"share {group.share:.3f} is below generator.min_share = {self._settings.min_share:g}"
                 groups.append(HandledGroup(group.group_id, [], why))
         try:
-            cutout = _open_cutout(event.product_id, around.product.image_uri)
-        except _BAD_PICTURE as error:
+            cutout = self._open_cutout(event.product_id, around.product.image_uri)
+        except (*_BAD_PICTURE, WeightsMissing) as error:
             why = f"no cut-out: {error}"
             log.warning("shift %s: %s", event.event_id, why)
             groups += [HandledGroup(group_id, [], why) for group_id in wanted]
@@ -112,22 +135,23 @@ class Refresher:
             )
             existing = self._existing(around.creatives)
             for group_id, of_group in proposals.items():
-                candidates = self._publish(event, cutout, of_group, existing, creatives)
+                candidates = self._make(event, cutout, of_group, existing, refreshed)
                 groups.append(HandledGroup(group_id, candidates, None))
-        return Refreshed(HandledShift(event.event_id, event.product_id, event.detected_at_ms, groups), creatives)
+        return refreshed
 
-    def _publish(
+    def _make(
         self,
         event: GroupsShifted,
         cutout: Image.Image,
         proposals: list[Proposal],
-        existing: dict[str, Fingerprint],
-        creatives: list[Creative],
+        existing: LikenessIndex,
+        refreshed: Refreshed,
     ) -> list[Candidate]:
-        """Draw a group's proposals, best first, until enough have passed the checks; store those."""
-        settings, candidates, rank = self._settings, [], 0
+        """Draw a group's proposals, best first, until enough have passed the checks; store and record those."""
+        candidates: list[Candidate] = []
+        rank = 0
         for number, proposal in enumerate(proposals):
-            if rank == settings.n_published:
+            if rank == self._settings.n_published:
                 break
             creative_id = _creative_id(event.event_id, proposal.group_id, rank)
             try:
@@ -135,10 +159,10 @@ class Refresher:
                     cutout,
                     proposal.prompt.text,
                     seed=_seed(event.event_id, proposal.group_id, number),
-                    size_px=settings.size_px,
+                    size_px=self._settings.size_px,
                 )
             except EmptyCutout as error:
-                candidates.append(_refuse(event, proposal, str(error)))
+                candidates.append(self._refuse(event, proposal, number, str(error), None, refreshed))
                 continue
             metadata = metadata_of(
                 rendering.provenance,
@@ -147,31 +171,19 @@ class Refresher:
                 group_id=proposal.group_id,
                 caused_by=event.event_id,
             )
-            payload = encode(
-                rendering.image, metadata, image_format=settings.image_format, jpeg_quality=settings.jpeg_quality
-            )
-            outcomes = (
-                *check_rendering(rendering, existing, settings.checks),
-                check_file(payload, settings.size_px),
-            )
-            why = refusal(outcomes)
-            if why is not None:
-                candidates.append(_refuse(event, proposal, why))
+            payload = self._images.encode(rendering.image, metadata)
+            inspected = self._inspector.inspect(rendering, payload, existing)
+            if inspected.refused is not None:
+                kept = self._review_images.put(payload, metadata).uri
+                candidates.append(self._refuse(event, proposal, number, inspected.refused, kept, refreshed))
                 continue
-            stored = self._images.put(rendering.image, metadata)
-            existing[creative_id] = fingerprint(rendering.image)
-            creative = Creative(
-                creative_id=creative_id,
-                product_id=event.product_id,
-                created_at_ms=event.detected_at_ms,
-                image_uri=stored.uri,
-                image_sha256=stored.sha256,
-                prompt=proposal.prompt.text,
-                origin="generated",
-                group_id=proposal.group_id,
-                caused_by=event.event_id,
-            )
-            creatives.append(creative)
+            existing.add(creative_id, inspected.features)
+            if self._settings.approval == "manual":
+                refreshed.reviews.append(
+                    _review(event, proposal, creative_id, self._review_images.put(payload, metadata).uri, None)
+                )
+            else:
+                refreshed.creatives.append(_creative(event, proposal, creative_id, self._images.put(payload, metadata)))
             candidates.append(Candidate(proposal, creative_id, None))
             rank += 1
             log.info(
@@ -185,34 +197,63 @@ class Refresher:
             )
         return candidates
 
-    def _existing(self, creatives: list[CreativeRecord]) -> dict[str, Fingerprint]:
-        """Return the fingerprints of a product's creatives; those whose picture cannot be read are left out."""
+    def _refuse(
+        self,
+        event: GroupsShifted,
+        proposal: Proposal,
+        number: int,
+        why: str,
+        image_uri: str | None,
+        refreshed: Refreshed,
+    ) -> Candidate:
+        log.warning("shift %s, group %d: %r refused: %s", event.event_id, proposal.group_id, proposal.prompt.text, why)
+        refused_id = f"refused-{_digest('refused', event.event_id, proposal.group_id, number).hex()[:24]}"
+        refreshed.reviews.append(_review(event, proposal, refused_id, image_uri, why))
+        return Candidate(proposal, None, why)
+
+    def _existing(self, creatives: list[CreativeRecord]) -> LikenessIndex:
+        """Return the features of a product's creatives; those whose picture cannot be read are left out."""
         found = {}
         for creative in creatives:
             if creative.image_uri is None:
                 continue
-            key = (creative.creative_id, creative.image_uri)
-            if key not in self._fingerprints:
-                try:
-                    self._fingerprints[key] = fingerprint(open_image(creative.image_uri))
-                except _BAD_PICTURE as error:
-                    log.warning("creative %s is not compared with new ones: %s", creative.creative_id, error)
-                    self._fingerprints[key] = None
-            known = self._fingerprints[key]
-            if known is not None:
-                found[creative.creative_id] = known
-        return found
+            features = self._features_of(creative.creative_id, creative.image_uri)
+            if features is not None:
+                found[creative.creative_id] = features
+        return LikenessIndex(self._features.dim, found)
+
+    def _read_features(self, creative_id: str, image_uri: str) -> Vector | None:
+        try:
+            return self._features.encode(read_bytes(image_uri), creative_id)
+        except _BAD_PICTURE as error:
+            log.warning("creative %s is not compared with new ones: %s", creative_id, error)
+            return None
+
+    def _open_cutout(self, product_id: str, uri: str | None) -> Image.Image:
+        if uri is None:
+            raise ImageUnreadable(f"the picture of product {product_id!r}", "the product has none")
+        return self._matting.cut_out(open_image(uri))
 
 
-def _open_cutout(product_id: str, uri: str | None) -> Image.Image:
-    if uri is None:
-        raise ImageUnreadable(f"the picture of product {product_id!r}", "the product has none")
-    return open_image(uri)
+def _review(
+    event: GroupsShifted, proposal: Proposal, creative_id: str, image_uri: str | None, refused: str | None
+) -> ReviewRecord:
+    text = proposal.prompt.text
+    return review_of(event, proposal.group_id, creative_id, text, proposal.expected_ctr, image_uri, refused)
 
 
-def _refuse(event: GroupsShifted, proposal: Proposal, why: str) -> Candidate:
-    log.warning("shift %s, group %d: %r refused: %s", event.event_id, proposal.group_id, proposal.prompt.text, why)
-    return Candidate(proposal, None, why)
+def _creative(event: GroupsShifted, proposal: Proposal, creative_id: str, stored: StoredImage) -> Creative:
+    return Creative(
+        creative_id=creative_id,
+        product_id=event.product_id,
+        created_at_ms=event.detected_at_ms,
+        image_uri=stored.uri,
+        image_sha256=stored.sha256,
+        prompt=proposal.prompt.text,
+        origin="generated",
+        group_id=proposal.group_id,
+        caused_by=event.event_id,
+    )
 
 
 def _digest(*parts: object) -> bytes:

@@ -5,7 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class MattingSettings(BaseModel):
+    """Limits of the cut-outs that are made of product pictures without a transparent ground."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_share: float = Field(
+        0.01, description="Least share of the picture that a product covers; less is taken for nothing.", ge=0.0, le=1.0
+    )
+    max_share: float = Field(
+        0.95, description="Largest share that a product covers; more is taken for a ground not found.", ge=0.0, le=1.0
+    )
+    max_edge_share: float = Field(
+        0.3,
+        description="Largest share of a side of the picture that the product may touch; more is a cropped product.",
+        ge=0.0,
+        le=1.0,
+    )
 
 
 class CheckSettings(BaseModel):
@@ -17,6 +36,28 @@ class CheckSettings(BaseModel):
     blocked_terms: tuple[str, ...] = Field(
         ("nude", "naked", "nsfw", "erotic", "gore", "corpse", "swastika", "suicide", "celebrity"),
         description="Words and phrases that no prompt may hold, in any case; matched as whole words.",
+    )
+    people_terms: tuple[str, ...] = Field(
+        (
+            *("portrait", "portraits", "selfie", "face", "faces", "person", "people", "human", "humans", "crowd"),
+            *("man", "men", "woman", "women", "boy", "boys", "girl", "girls", "child", "children", "kid", "kids"),
+            *("baby", "babies", "lady", "ladies", "gentleman", "fashion model", "influencer", "family", "couple"),
+        ),
+        description="Words for people that no prompt may hold outside the product's title; matched like blocked_terms.",
+    )
+    unsafe: bool = Field(True, description="Whether pictures are shown to the classifier of unsafe images (open_nsfw).")
+    max_p_unsafe: float = Field(
+        0.5,
+        description="Largest probability of an unsafe image; its authors take 0.2 for safe, 0.8 for unsafe.",
+        ge=0.0,
+        le=1.0,
+    )
+    portraits: bool = Field(True, description="Whether faces are looked for in pictures, and refused (MTCNN).")
+    min_face_side: float = Field(
+        0.08, description="Smallest face that is looked for, as a share of the picture's side.", ge=0.03, le=1.0
+    )
+    min_p_face: float = Field(
+        0.95, description="Least probability with which something is taken for a face.", ge=0.5, le=1.0
     )
     min_contrast: float = Field(
         12.0, description="Least standard deviation of the luminance, in levels of 255.", ge=0.0, le=127.0
@@ -36,18 +77,41 @@ class CheckSettings(BaseModel):
         ge=0.0,
         le=1.0,
     )
-    max_duplicate_bits: float = Field(
-        0.06,
-        description="Pictures that differ in at most this share of their hash's bits look the same.",
-        ge=0.0,
+    max_likeness: float = Field(
+        0.88,
+        description="Largest likeness to a creative that the product has: the cosine of their image features. Scaled, "
+        "compressed or trimmed copies are above; another scene, palette, light, prop or composition is below.",
+        ge=-1.0,
         le=1.0,
     )
-    max_duplicate_colour: float = Field(
-        10.0,
-        description="... and whose colours differ by at most this on average, in levels of 255: both make a duplicate.",
-        ge=0.0,
-        le=255.0,
+
+
+class SigningSettings(BaseModel):
+    """Who signs the C2PA manifest of every published file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mode: Literal["development", "own", "off"] = Field(
+        "development",
+        description="development: a certificate that this installation makes for itself and that nobody else trusts; "
+        "own: certificate and private_key; off: files are labelled in XMP only.",
     )
+    folder: Path = Field(
+        Path("out/signing"), description="Folder of the development certificate and its key; made when missing."
+    )
+    certificate: Path | None = Field(
+        None, description="PEM file of one's own certificate, followed by those that it was issued by."
+    )
+    private_key: Path | None = Field(None, description="PEM file of its private key, PKCS #8, without a password.")
+    trust_anchors: Path | None = Field(
+        None, description="PEM file of further certificates whose signatures `osmf creative show` trusts."
+    )
+
+    @model_validator(mode="after")
+    def _own_is_whole(self) -> SigningSettings:
+        if self.mode == "own" and (self.certificate is None or self.private_key is None):
+            raise ValueError('mode "own" needs both certificate and private_key')
+        return self
 
 
 class TinyMllmSettings(BaseModel):
@@ -108,6 +172,16 @@ class GeneratorSettings(BaseModel):
         "jpeg", description="File format: jpeg is about a tenth of the size, png is without loss."
     )
     jpeg_quality: int = Field(88, description="JPEG quality, 1 to 95; 88 gives 20 to 60 KB at 512 px.", ge=1, le=95)
+    approval: Literal["auto", "manual"] = Field(
+        "auto",
+        description="auto: what passes the checks is published; manual: it waits until a person accepts it "
+        "(`osmf creative queue`).",
+    )
+    review_url: str = Field(
+        "out/review",
+        description="Where pictures are kept that were refused or wait: a local path or an fsspec URL.",
+        min_length=1,
+    )
     state_path: Path = Field(
         Path("out/generator-state"),
         description="Folder of the generator's own LMDB environment: its offsets, handled shifts and outbox.",
@@ -134,5 +208,13 @@ class GeneratorSettings(BaseModel):
         ge=0,
         le=100_000,
     )
+    features_kept: int = Field(
+        256,
+        description="Pictures whose image features are remembered in memory, the last compared, 250 KB each; "
+        "others are read again.",
+        ge=1,
+    )
+    matting: MattingSettings = Field(MattingSettings(), description="Limits of the cut-outs that are made.")
+    signing: SigningSettings = Field(SigningSettings(), description="Who signs published files.")
     checks: CheckSettings = Field(CheckSettings(), description="Limits of the checks before publication.")
     mllm: MllmSettings = Field(MllmSettings(), description="The model that writes prompts for a group.")

@@ -1,8 +1,10 @@
 """Storage of pictures: content-addressed, written whole or not at all, labelled as machine-made.
 
-A picture's name is the SHA-256 of its file, so the same bytes are kept once, a retry changes nothing, and
-a changed file is found when it is read. The label is XMP inside the file: IPTC's digital source type and
-AI fields for other people's readers, and our own record (prompt, seed, renderer) as JSON.
+A picture's name is the SHA-256 of its file without the C2PA manifest. A manifest holds random salts, so a name that
+counted it in would differ each time that a shift is worked off again; like this the same picture is kept once, a retry
+changes nothing, and a changed picture is found when it is read. (A changed manifest is found by its
+signature.) The label is XMP inside the file: IPTC's digital source type and AI fields for other
+people's readers, and our own record (prompt, seed, renderer) as JSON.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 from urllib.parse import unquote, urlsplit
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
@@ -24,16 +26,19 @@ from xml.sax.saxutils import escape
 import fsspec
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from generator.jumbf import without_manifest
 from generator.renderer import Provenance
 from generator.settings import GeneratorSettings
 
 MetadataValue = str | int | float | bool | None
 
+DEFAULT_SOURCE_TYPE: Final = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeSynthetic"
+"""IPTC's term for a picture that was put together, partly by a machine."""
+
 _MEDIA_TYPES: Final = {"jpeg": "image/jpeg", "png": "image/png"}
 _SUFFIXES: Final = {"jpeg": ".jpg", "png": ".png"}
 _OWN_NAMESPACE: Final = "urn:osmf:creative:1.0:"
 _IPTC_NAMESPACE: Final = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
-_DEFAULT_SOURCE_TYPE: Final = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeSynthetic"
 _NOT_XML: Final = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _SHA256_NAME: Final = re.compile(r"^([0-9a-f]{64})\.\w+$")
 
@@ -43,8 +48,8 @@ class ImageTampered(RuntimeError):
 
     def __init__(self, uri: str, expected: str, found: str) -> None:
         super().__init__(
-            f"{uri} has SHA-256 {found}, its name says {expected}: the file was changed or damaged. It is not used; "
-            "restore it from a backup, or render it again from its provenance."
+            f"{uri} has SHA-256 {found} (without its manifest), its name says {expected}: the file was changed or "
+            "damaged. It is not used; restore it from a backup, or render it again from its provenance."
         )
         self.uri = uri
 
@@ -59,12 +64,20 @@ class ImageUnreadable(RuntimeError):
 
 @dataclass(frozen=True)
 class StoredImage:
-    """A picture in the store: where it is, the SHA-256 of its file, its size and media type."""
+    """A picture in the store: where it is, the SHA-256 of its file with all that is in it, its size and media type."""
 
     uri: str
     sha256: str
     n_bytes: int
     media_type: str
+
+
+class FileSigner(Protocol):
+    """Puts a signed manifest into a file; :class:`generator.manifest.ManifestSigner` is one."""
+
+    def sign(self, payload: bytes, media_type: str, metadata: Mapping[str, MetadataValue]) -> bytes:
+        """Return the file with a manifest that says what ``metadata`` says."""
+        ...
 
 
 def metadata_of(provenance: Provenance, **more: MetadataValue) -> dict[str, MetadataValue]:
@@ -96,23 +109,37 @@ def encode(
 
 
 def read_metadata(payload: bytes) -> dict[str, MetadataValue]:
-    """Return our record from a file's label; empty for a picture that we didn't write."""
+    """Return our record from a file's label; empty for a picture that we didn't write, or whose record is damaged."""
+    root = _read_xmp(payload)
+    text = None if root is None else root.findtext(f".//{{{_OWN_NAMESPACE}}}record")
+    try:
+        record = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def read_source_type(payload: bytes) -> str | None:
+    """Return IPTC's digital source type from a file's label; None where it has none."""
+    root = _read_xmp(payload)
+    return None if root is None else root.findtext(f".//{{{_IPTC_NAMESPACE}}}DigitalSourceType")
+
+
+def _read_xmp(payload: bytes) -> ElementTree.Element | None:
     try:
         with Image.open(io.BytesIO(payload)) as image:
             packet = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise ImageUnreadable("the file", str(error)) from error
     if packet is None:
-        return {}
+        return None
     text = packet if isinstance(packet, str) else bytes(packet).decode("utf-8", errors="replace")
     if "<!DOCTYPE" in text or "<!ENTITY" in text:  # never part of XMP, and the way to blow a parser up
-        return {}
+        return None
     try:
-        root = ElementTree.fromstring(text)
+        return ElementTree.fromstring(text)
     except ElementTree.ParseError:
-        return {}
-    record = root.find(f".//{{{_OWN_NAMESPACE}}}record")
-    return {} if record is None or record.text is None else dict(json.loads(record.text))
+        return None
 
 
 def _xmp(metadata: Mapping[str, MetadataValue]) -> bytes:
@@ -121,7 +148,7 @@ def _xmp(metadata: Mapping[str, MetadataValue]) -> bytes:
         return escape(_NOT_XML.sub("", default if value is None else str(value)))
 
     record = escape(json.dumps(dict(metadata), sort_keys=True))
-    source_type = text("digital_source_type", _DEFAULT_SOURCE_TYPE)
+    source_type = text("digital_source_type", DEFAULT_SOURCE_TYPE)
     return (
         '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
         f'<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="{_IPTC_NAMESPACE}" '
@@ -146,15 +173,13 @@ def local_path(uri: str) -> Path | None:
     return Path(uri) if len(parts.scheme) <= 1 else None  # one letter: a Windows drive
 
 
-def read_bytes(uri: str) -> bytes:
-    """Read a file by URI or path; one with a content-addressed name is checked against it.
+def fetch_bytes(uri: str) -> bytes:
+    """Read a file by URI or path, whatever is in it.
 
     Raises
     ------
     ImageUnreadable
         When there is no such file.
-    ImageTampered
-        When its bytes are not those that the name promises.
     """
     path = local_path(uri)
     try:
@@ -165,12 +190,42 @@ def read_bytes(uri: str) -> bytes:
             payload = bytes(filesystem.cat_file(remote))
     except OSError as error:
         raise ImageUnreadable(uri, str(error)) from error
+    return payload
+
+
+def read_bytes(uri: str) -> bytes:
+    """Read a file by URI or path; one with a content-addressed name is checked against it.
+
+    Raises
+    ------
+    ImageUnreadable
+        When there is no such file.
+    ImageTampered
+        When its bytes are not those that the name promises.
+    """
+    payload = fetch_bytes(uri)
+    check_name(uri, payload)
+    return payload
+
+
+def check_name(uri: str, payload: bytes) -> None:
+    """Hold a file against its content-addressed name; any other name promises nothing.
+
+    Raises
+    ------
+    ImageTampered
+        When its bytes are not those that the name promises.
+    """
     named = _SHA256_NAME.match(uri.rsplit("/", 1)[-1])
     if named is not None:
-        found = hashlib.sha256(payload).hexdigest()
+        found = content_sha256(payload)
         if found != named[1]:
             raise ImageTampered(uri, named[1], found)
-    return payload
+
+
+def content_sha256(payload: bytes) -> str:
+    """Return the SHA-256 of a picture's file without its C2PA manifest, in hexadecimal: what its name promises."""
+    return hashlib.sha256(without_manifest(payload)).hexdigest()
 
 
 def open_image(uri: str) -> Image.Image:
@@ -200,7 +255,7 @@ def thumbnail(uri: str, size_px: int, *, jpeg_quality: int = 82) -> bytes:
 class ImageStore:
     """Pictures under one root: a local folder or any fsspec URL.
 
-    Files lie at ``<root>/<first two digits>/<sha256>.<suffix>``. On a local disk a file is written beside its
+    Files lie at ``<root>/<first two digits>/<content_sha256>.<suffix>``. On a local disk a file is written beside its
     place, synced, and renamed; object stores put a whole object at once.
 
     Parameters
@@ -209,37 +264,64 @@ class ImageStore:
         Local path, ``file:`` URL, or fsspec URL.
     image_format, jpeg_quality:
         How pictures are encoded.
+    signer:
+        Signs what is put there; None: files are labelled in XMP only.
     """
 
-    def __init__(self, root: str, *, image_format: Literal["jpeg", "png"] = "jpeg", jpeg_quality: int = 88) -> None:
+    def __init__(
+        self,
+        root: str,
+        *,
+        image_format: Literal["jpeg", "png"] = "jpeg",
+        jpeg_quality: int = 88,
+        signer: FileSigner | None = None,
+    ) -> None:
         self._root = root.rstrip("/") or "/"
         self._folder = local_path(self._root)
         self._image_format: Literal["jpeg", "png"] = image_format
         self._jpeg_quality = jpeg_quality
+        self._signer = signer
 
     @classmethod
-    def of(cls, settings: GeneratorSettings) -> ImageStore:
-        """Return the store that the settings name."""
-        return cls(settings.storage_url, image_format=settings.image_format, jpeg_quality=settings.jpeg_quality)
+    def of(cls, settings: GeneratorSettings, signer: FileSigner | None) -> ImageStore:
+        """Return the store of published pictures that the settings name."""
+        return cls(
+            settings.storage_url,
+            image_format=settings.image_format,
+            jpeg_quality=settings.jpeg_quality,
+            signer=signer,
+        )
 
-    def put(self, image: Image.Image, metadata: Mapping[str, MetadataValue]) -> StoredImage:
-        """Encode a picture with its label and keep it; a picture that is there already is not written again."""
-        payload = encode(image, metadata, image_format=self._image_format, jpeg_quality=self._jpeg_quality)
-        sha256 = hashlib.sha256(payload).hexdigest()
-        name = f"{sha256[:2]}/{sha256}{_SUFFIXES[self._image_format]}"
-        if self._folder is not None:
-            path = (self._folder / name).resolve()
-            uri = path.as_uri()
-            # The size is compared too: a file that a full disk cut short is written again.
-            if not (path.is_file() and path.stat().st_size == len(payload)):
-                _write_atomically(path, payload)
-        else:
-            uri = f"{self._root}/{name}"
-            filesystem, remote = fsspec.core.url_to_fs(uri)
-            if not (filesystem.exists(remote) and filesystem.size(remote) == len(payload)):
-                filesystem.makedirs(remote.rsplit("/", 1)[0], exist_ok=True)
-                filesystem.pipe_file(remote, payload)
-        return StoredImage(uri, sha256, len(payload), _MEDIA_TYPES[self._image_format])
+    @classmethod
+    def of_review(cls, settings: GeneratorSettings) -> ImageStore:
+        """Return the store of pictures that are not published: nobody has signed them."""
+        return cls(settings.review_url, image_format=settings.image_format, jpeg_quality=settings.jpeg_quality)
+
+    def encode(self, image: Image.Image, metadata: Mapping[str, MetadataValue]) -> bytes:
+        """Return a picture's file with its label, as :meth:`put` takes it."""
+        return encode(image, metadata, image_format=self._image_format, jpeg_quality=self._jpeg_quality)
+
+    def put(self, payload: bytes, metadata: Mapping[str, MetadataValue]) -> StoredImage:
+        """Sign a picture's file and keep it; one that is there already, and whole, is kept as it is.
+
+        Parameters
+        ----------
+        payload:
+            What :meth:`encode` has given.
+        metadata:
+            How the picture was made, for the manifest.
+        """
+        digest = hashlib.sha256(payload).hexdigest()
+        image_format = "png" if payload.startswith(b"\x89PNG") else "jpeg"  # what waits may be older than the settings
+        name = f"{digest[:2]}/{digest}{_SUFFIXES[image_format]}"
+        media_type = _MEDIA_TYPES[image_format]
+        uri = f"{self._root}/{name}" if self._folder is None else (self._folder / name).resolve().as_uri()
+        try:
+            kept = read_bytes(uri)
+        except (ImageUnreadable, ImageTampered):  # not there, or cut short by a full disk
+            kept = payload if self._signer is None else self._signer.sign(payload, media_type, metadata)
+            _write(uri, kept)
+        return StoredImage(uri, hashlib.sha256(kept).hexdigest(), len(kept), media_type)
 
     def open(self, uri: str) -> Image.Image:
         """Open a picture; see :func:`open_image`."""
@@ -252,6 +334,16 @@ class ImageStore:
     def thumbnail(self, uri: str, size_px: int) -> bytes:
         """Return a small JPEG of a picture; see :func:`thumbnail`."""
         return thumbnail(uri, size_px)
+
+
+def _write(uri: str, payload: bytes) -> None:
+    path = local_path(uri)
+    if path is not None:
+        _write_atomically(path, payload)
+        return
+    filesystem, remote = fsspec.core.url_to_fs(uri)
+    filesystem.makedirs(remote.rsplit("/", 1)[0], exist_ok=True)
+    filesystem.pipe_file(remote, payload)
 
 
 def _write_atomically(path: Path, payload: bytes) -> None:

@@ -5,7 +5,8 @@ The order is what makes a kill harmless. 1. A message is polled from the offset 
 they are named by their content. 4. One LMDB transaction takes offset, handled shift and outbound
 events. 5. The events are sent, with ids that a repetition repeats. 6. Those that the broker has
 acknowledged leave the outbox with the next commit. Killed before 4, the shift is worked off again
-and an unused file may stay; killed after it, nothing is drawn again and only 5 is repeated.
+and finds its files; killed after it, nothing is drawn again and only 5 is repeated. A person's verdict on a
+creative that waits is a message like a shift, and goes the same way.
 """
 
 from __future__ import annotations
@@ -19,21 +20,26 @@ from typing import Protocol
 
 import msgspec
 
+from generator.certificate import load_identity
+from generator.inventory import Inventory
+from generator.likeness import ImageFeatures
+from generator.manifest import ManifestSigner
 from generator.procedural import ProceduralRenderer
 from generator.refresh import Refresher
 from generator.renderer import Renderer
+from generator.review import UnusableReview, accepted_creative, judge
 from generator.settings import GeneratorSettings
-from generator.storage import ImageStore
+from generator.storage import ImageStore, ImageTampered, ImageUnreadable, read_bytes, read_metadata
 from generator.surroundings import UnusableShift, check_numbers, look_around
 from state.errors import StateMissingError
-from state.reading import open_view
-from state.records import CreativeRecord, OffsetRecord, OutboxRecord, encode_record, number_key, partition_key
+from state.reading import StateReader, open_view
+from state.records import OffsetRecord, OutboxRecord, encode_record, number_key, partition_key
 from state.settings import StateSettings
 from state.store import ChangeSet, Store, Table
 from streams import codec
 from streams.codec import EventDecoder, Undecodable, event_key, event_time_ms
 from streams.consumer import BatchConsumer
-from streams.events import Creative, DeadLetter, GroupsShifted
+from streams.events import Creative, CreativeReviewed, DeadLetter, GroupsShifted
 from streams.merge import Message
 from streams.outbox import Outbox
 from streams.producer import EventProducer
@@ -46,7 +52,6 @@ STATE_WAIT_S = 0.2
 """How long to wait before looking again for a state that is not there yet, seconds."""
 
 _HEAD_KEY = b"generator"
-_CREATIVE = msgspec.msgpack.Decoder(CreativeRecord)
 
 
 class Head(msgspec.Struct, array_like=True):
@@ -79,9 +84,9 @@ class MessageSource(Protocol):
 
 
 class GeneratorWorker:
-    """Turns messages about shifts into change sets.
+    """Turns messages, shifts and people's verdicts, into change sets.
 
-    It keeps nothing between messages but a cache of fingerprints: what it knows lies in its store.
+    It keeps nothing between messages but a cache of features: what it knows lies in its store.
 
     Parameters
     ----------
@@ -93,23 +98,36 @@ class GeneratorWorker:
         The generator's own state.
     renderer, images
         Draws pictures, and keeps them.
+    features
+        Tells duplicates.
+
+    Raises
+    ------
+    generator.weights.WeightsMissing
+        A package that a check needs is not there.
     """
 
     def __init__(
         self,
         streams: StreamSettings,
         settings: GeneratorSettings,
-        online: Store,
+        online: StateReader,
         own: Store,
         renderer: Renderer,
         images: ImageStore,
+        features: ImageFeatures,
     ) -> None:
         self._topics = streams.topics
         self._settings = settings
         self._online = online
         self._own = own
-        self._decoder = EventDecoder(GroupsShifted)
-        self._refresher = Refresher(settings, renderer, images)
+        self._inventory = Inventory(own)
+        self._images = images
+        self._decoders = {
+            streams.topics.groups_shifted: EventDecoder(GroupsShifted),
+            streams.topics.creatives_reviewed: EventDecoder(CreativeReviewed),
+        }
+        self._refresher = Refresher(settings, renderer, images, features)
 
     def handle(self, message: Message) -> Handled:
         """Work off one message; its pictures are stored when this returns, nothing else has changed.
@@ -123,18 +141,21 @@ class GeneratorWorker:
         with self._own.read() as txn:
             found = txn.get(Table.META, _HEAD_KEY)
         head = Head() if found is None else msgspec.msgpack.decode(found, type=Head)
-        events = self._decoder.decode(message.value)
+        events = self._decoders[message.topic].decode(message.value)
         n_duplicates = 0
         for row, event in enumerate(events):
             try:
                 if isinstance(event, Undecodable):
                     raise UnusableShift(event.reason, event.detail)
+                if isinstance(event, CreativeReviewed):
+                    n_duplicates += not self._review(event, handled, head)
+                    continue
                 assert isinstance(event, GroupsShifted)
                 if self._is_handled(event, handled.changes):
                     n_duplicates += 1
                     continue
                 self._refresh(event, handled, head)
-            except UnusableShift as error:
+            except (UnusableShift, UnusableReview) as error:
                 payload = event.payload if isinstance(event, Undecodable) else message.value or b""
                 handled.dead_letters.append(_dead_letter(message, row, error, payload))
                 log.warning("%s: dead-lettered: %s: %s", _place(message, row), error.reason, error)
@@ -174,31 +195,44 @@ class GeneratorWorker:
 
     def _refresh(self, event: GroupsShifted, handled: Handled, head: Head) -> None:
         check_numbers(event)
-        with open_view(self._online) as view:
-            around = look_around(event, view, self._published(event.product_id, handled.changes), self._settings)
+        with self._online.view() as view:
+            around = look_around(event, view, self._inventory.made(event.product_id, handled.changes), self._settings)
         refreshed = self._refresher.refresh(event, around)
         for creative in refreshed.creatives:
-            key = _own_prefix(creative.product_id) + creative.creative_id.encode()
-            handled.changes.put(Table.CREATIVES, key, encode_record(_record(creative, head.n_published)))
-            head.n_published += 1
-        head.n_refused += sum(c.refused is not None for group in refreshed.record.groups for c in group.candidates)
+            self._publish(creative, handled, head)
+        for review in refreshed.reviews:
+            self._inventory.review(review, handled.changes)
+            head.n_refused += review.status == "refused"
         handled.changes.put(Table.SHIFTS, _shift_key(event.event_id), encode_record(refreshed.record))
-        handled.creatives += refreshed.creatives
 
-    def _published(self, product_id: str, changes: ChangeSet) -> list[CreativeRecord]:
-        """Return what was published for a product, by earlier messages and by earlier rows of this one."""
-        prefix = _own_prefix(product_id)
-        with self._own.read() as txn:
-            found = [value for _, value in txn.scan(Table.CREATIVES, prefix=prefix)]
-        found += [value for key, value in changes.of(Table.CREATIVES) if value is not None and key.startswith(prefix)]
-        return [_CREATIVE.decode(value) for value in found]
+    def _review(self, event: CreativeReviewed, handled: Handled, head: Head) -> bool:
+        """Carry out a verdict; return whether it is the first one on its creative."""
+        review = judge(event, self._inventory.find_review(event.product_id, event.creative_id, handled.changes))
+        if review is None:
+            return False
+        if review.status == "accepted":
+            assert review.image_uri is not None, "what waits has been drawn"
+            try:
+                payload = read_bytes(review.image_uri)
+            except (ImageUnreadable, ImageTampered) as error:
+                raise UnusableReview("unreadable_image", f"it cannot be published: {error}") from error
+            stored = self._images.put(payload, read_metadata(payload))
+            self._publish(accepted_creative(review, stored.uri, stored.sha256), handled, head)
+        self._inventory.review(review, handled.changes)
+        log.info("creative %s %s by %s: %s", review.creative_id, review.status, review.reviewed_by, review.reason)
+        return True
+
+    def _publish(self, creative: Creative, handled: Handled, head: Head) -> None:
+        self._inventory.publish(creative, head.n_published, handled.changes)
+        handled.creatives.append(creative)
+        head.n_published += 1
 
 
 def _place(message: Message, row: int) -> str:
     return f"{message.topic}-{message.partition}-{message.offset}-{row}"
 
 
-def _dead_letter(message: Message, row: int, error: UnusableShift, payload: bytes) -> DeadLetter:
+def _dead_letter(message: Message, row: int, error: UnusableShift | UnusableReview, payload: bytes) -> DeadLetter:
     return DeadLetter(
         event_id=_place(message, row),
         reason=error.reason,
@@ -212,27 +246,6 @@ def _dead_letter(message: Message, row: int, error: UnusableShift, payload: byte
 
 def _shift_key(event_id: str) -> bytes:
     return hashlib.sha256(event_id.encode()).digest()  # an id of 200 characters can be longer than an LMDB key
-
-
-def _own_prefix(product_id: str) -> bytes:
-    return hashlib.sha256(product_id.encode()).digest()
-
-
-def _record(creative: Creative, number: int) -> CreativeRecord:
-    return CreativeRecord(
-        number,
-        creative.creative_id,
-        creative.product_id,
-        creative.image_uri,
-        creative.image_sha256,
-        creative.prompt,
-        creative.origin,
-        creative.group_id,
-        creative.caused_by,
-        creative.created_at_ms,
-        creative.created_at_ms,
-        b"",  # features are the online process's matter
-    )
 
 
 def work(
@@ -274,14 +287,16 @@ def run_generator(
     streams: StreamSettings,
     generator: GeneratorSettings,
     state: StateSettings,
+    features: ImageFeatures,
     *,
+    now_ms: int,
     clock_s: Callable[[], float],
     stop: Callable[[], bool],
     until_idle_s: float | None = None,
     on_emitted: Callable[[Creative], None] = lambda _: None,
     sleep: Callable[[float], object] = time.sleep,
 ) -> None:
-    """Consume shifts and publish creatives until told to stop.
+    """Consume shifts and verdicts and publish creatives until told to stop.
 
     Parameters
     ----------
@@ -289,6 +304,10 @@ def run_generator(
         The settings.
     state
         Where the online state lies; it is only read, and waited for where it is not there yet.
+    features
+        Tells duplicates: a frozen image encoder.
+    now_ms
+        The time, for a development certificate that is made, milliseconds since the Unix epoch.
     clock_s
         A monotonic clock, seconds.
     stop
@@ -303,11 +322,18 @@ def run_generator(
     Raises
     ------
     streams.consumer.TopicsMissingError
-        The broker has no topic of shifts.
+        The broker has no topic of shifts or of verdicts.
+    generator.weights.WeightsMissing
+        A package that a check needs is not there.
+    generator.certificate.CertificateRefused, generator.manifest.ManifestRefused
+        The certificate cannot be used.
     state.errors.StateLockedError
         Another generator uses the same ``generator.state_path``.
     """
     streams = streams.model_copy(update={"consumer_group": generator.consumer_group})
+    identity = load_identity(generator.signing, now_ms=now_ms)
+    images = ImageStore.of(generator, None if identity is None else ManifestSigner(identity))
+    topics = [streams.topics.groups_shifted, streams.topics.creatives_reviewed]
     with (
         Store(generator.state_path, map_size_mib=state.map_size_mib, sync=state.sync) as own,
         EventProducer(streams, client_id="osmf-generator") as producer,
@@ -319,8 +345,8 @@ def run_generator(
             return
         with open_view(own) as view:
             offsets = {partition: record.next_offset for partition, record in view.offsets().items()}
-        with online, BatchConsumer(streams, [streams.topics.groups_shifted], offsets, clock_s) as consumer:
-            worker = GeneratorWorker(streams, generator, online, own, ProceduralRenderer(), ImageStore.of(generator))
+        with online, BatchConsumer(streams, topics, offsets, clock_s) as consumer:
+            worker = GeneratorWorker(streams, generator, online, own, ProceduralRenderer(), images, features)
             work(
                 worker,
                 consumer,
@@ -339,12 +365,12 @@ def _await_state(
     stop: Callable[[], bool],
     until_idle_s: float | None,
     sleep: Callable[[float], object],
-) -> Store | None:
+) -> StateReader | None:
     """Open the online state for reading once it is there; None when told to stop, or idle for too long."""
     started_s = clock_s()
     while not stop():
         try:
-            return Store(state.path, readonly=True, map_size_mib=state.map_size_mib)
+            return StateReader(state.path, map_size_mib=state.map_size_mib)
         except StateMissingError as error:
             if until_idle_s is not None and clock_s() - started_s >= until_idle_s:
                 log.warning("%s", error)

@@ -23,7 +23,7 @@ from offline.runs import RunLog, RunRecord
 from offline.settings import OfflineSettings
 from offline.snapshot import Snapshot, take_snapshot
 from state.errors import StateMissingError
-from state.store import Store
+from state.reading import StateReader
 
 KIND = "gaip"
 """Kind of the artifact that the job writes."""
@@ -98,11 +98,11 @@ class _Done(msgspec.Struct, frozen=True, kw_only=True):
 def _build(settings: OfflineSettings, state_path: Path, now_ms: int) -> _Done:
     artifacts = ArtifactStore(settings.dataset_dir)
     try:
-        store = Store(state_path, readonly=True)
+        state = StateReader(state_path)
     except StateMissingError as error:
         return _Done(outcome="skipped", reason=str(error))
-    with store:
-        snapshot = take_snapshot(store, settings)
+    with state:
+        snapshot = take_snapshot(state, settings)
     last = artifacts.latest(KIND)
     n_new = snapshot.n_impressions - _impressions_of(last)
     skipped = _Done(outcome="skipped", snapshot_id=snapshot.snapshot_id, n_new_impressions=n_new)

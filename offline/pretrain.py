@@ -22,7 +22,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from generator.instructions import INSTRUCTIONS, Task
 from generator.mllm import GroupMllm, MllmInput
-from generator.prompt import Prompt, is_well_formed, sanitise_caption
+from generator.prompt import is_well_formed
 from generator.settings import MllmSettings
 from generator.storage import open_image
 from offline.pretrain_rows import PretrainRow, make_rows
@@ -81,15 +81,13 @@ class Pictures:
 class PromptReport:
     """What the prompts that a G-MLLM writes are like.
 
-    ``p_well_formed`` is the share of prompts of ours, ``p_caption_kept`` that of those whose caption is the product's
-    title. ``specificity_nats`` says how much likelier a prompt is for the group that it was written for than for the
-    product's other groups, in log-probability on average over those that are well formed: 0 where groups make no
-    difference, or no prompt can be read.
+    ``p_well_formed`` is the share of prompts of ours. ``specificity_nats`` says how much likelier a prompt is for the
+    group that it was written for than for the product's other groups, in log-probability on average over those that
+    are well formed: 0 where groups make no difference, or no prompt can be read.
     """
 
     n_prompts: int
     p_well_formed: float
-    p_caption_kept: float
     specificity_nats: float
 
 
@@ -161,7 +159,6 @@ def pretrain(
         n_prompts=settings.n_prompts,
         task_weights=task_weights(settings),
         p_without_group=settings.p_without_group,
-        p_made_up_title=settings.p_made_up_title,
         seed=seed,
     )
     pictures = Pictures.of(mllm)
@@ -181,10 +178,9 @@ def pretrain(
     losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     prompts = read_prompts(mllm, sources, generation, n_groups=settings.n_evaluated, seed=seed, pictures=pictures)
     log.info(
-        "pre-trained: of %d prompts %.1f%% are well formed and %.1f%% name the product; %.2f nats are the group's",
+        "pre-trained: of %d prompts %.1f%% are well formed, and %.2f nats likelier for their own group",
         prompts.n_prompts,
         100 * prompts.p_well_formed,
-        100 * prompts.p_caption_kept,
         prompts.specificity_nats,
     )
     return PretrainReport(
@@ -241,13 +237,9 @@ def read_prompts(
     )
     texts = [of_group[0] for of_group in answers]
     well_formed = [is_well_formed(text) for text in texts]
-    kept = [
-        fine and Prompt.parse(text).caption == sanitise_caption(product.title)
-        for (product, _), text, fine in zip(asked, texts, well_formed, strict=True)
-    ]
     written = [(*who, text) for who, text, fine in zip(asked, texts, well_formed, strict=True) if fine]
     specificity = _specificity(mllm, written, pictures) if with_group else 0.0
-    return PromptReport(len(texts), float(np.mean(well_formed)), float(np.mean(kept)), specificity)
+    return PromptReport(len(texts), float(np.mean(well_formed)), specificity)
 
 
 def _specificity(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from generator.instructions import INSTRUCTIONS, Task, Template
-from generator.prompt import Prompt, sanitise_caption
+from generator.prompt import sanitise_caption
 from offline.pretrain_source import Attributes, GroupSource, ProductSource
 from offline.teacher import Brief, PromptTeacher
 
@@ -62,7 +62,6 @@ def make_rows(
     n_prompts: int,
     task_weights: Mapping[Task, float],
     p_without_group: float,
-    p_made_up_title: float,
     seed: int,
 ) -> list[PretrainRow]:
     """Draw the rows of pre-training; the same arguments give the same rows.
@@ -83,9 +82,6 @@ def make_rows(
     p_without_group
         Share of the rows about users that speak of all of a product's users, without a group token. The model then
         knows both kinds of prompt, and what the token adds can be measured.
-    p_made_up_title
-        Share of the prompt generations whose product is called by words of other titles: where there are few
-        products, a model that is not pre-trained learns their titles by heart and not to copy the one it is given.
     seed
         Seed of the draws.
 
@@ -101,27 +97,13 @@ def make_rows(
     tasks = list(task_weights)
     weights = np.array([task_weights[task] for task in tasks], dtype=np.float64)
     prompts_of = _prompts(teacher, n_prompts)
-    words = sorted({word for product in sources for word in sanitise_caption(product.title).split()})
     rows = []
     for task_number in rng.choice(len(tasks), size=n_rows, p=weights / weights.sum()):
         product, group = groups[int(rng.integers(len(groups)))]
         whole = rng.random() < p_without_group
         audience = _Audience(product, product.typical if whole else group.typical, None if whole else group)
-        row = _row(tasks[int(task_number)], audience, prompts_of, rng)
-        if row.task is Task.PROMPT_GENERATION and rng.random() < p_made_up_title:
-            title = " ".join(rng.choice(words, size=int(rng.integers(2, 7))))
-            row = _retitled(row, sanitise_caption(product.title), title)
-        rows.append(row)
+        rows.append(_row(tasks[int(task_number)], audience, prompts_of, rng))
     return rows
-
-
-def _retitled(row: PretrainRow, title: str, made_up: str) -> PretrainRow:
-    prompt = Prompt.parse(row.answer)
-    return replace(
-        row,
-        instruction=row.instruction.replace(title, made_up),
-        answer=Prompt(caption=made_up, **prompt.slots()).text,
-    )
 
 
 def _prompts(teacher: PromptTeacher, n_prompts: int) -> Callable[[_Audience], list[str]]:

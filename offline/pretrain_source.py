@@ -146,10 +146,14 @@ def _clickers(
     view: StateView, online: OnlineSettings, schema: AttributeSchema
 ) -> dict[tuple[str, int], list[npt.NDArray[np.uint8]]]:
     """Return the users of the kept clicks, by product and the group that they are in now; clicks taken back are out."""
-    products = {product.number: product.product_id for product in view.products()}
-    clicks = kept_clicks(view.replay_blocks(), len(schema.names))
-    ids = [products[number] for number, _ in clicks]
-    users = [codes for _, codes in clicks]
+    # Every shard numbers its products.
+    products = {(view.shard_of(each.product_id), each.number): each.product_id for each in view.products()}
+    ids: list[str] = []
+    users: list[npt.NDArray[np.uint8]] = []
+    for shard, blocks in view.replay_blocks().items():
+        for number, codes in kept_clicks(blocks, len(schema.names)):
+            ids.append(products[shard, number])
+            users.append(codes)
     assigner = Assigner(online)
     assigner.load(view)
     group_ids: Sequence[int | None] = assigner.assign_many(ids, [in_words(codes, schema) for codes in users])

@@ -104,11 +104,6 @@ def refusals(
     least = max(settings.min_well_formed, before.drawn.p_well_formed - settings.max_loss)
     demand("the share of well-formed prompts", after.drawn.p_well_formed, least)
     demand(
-        "the share of prompts with the product's caption",
-        after.drawn.p_caption_kept,
-        before.drawn.p_caption_kept - settings.max_loss,
-    )
-    demand(
         "the number of different choices of words",
         after.n_choices,
         settings.min_distinct_kept * before.n_choices,

@@ -31,7 +31,7 @@ class PretrainSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    n_rows: int = Field(8_000, ge=1, description="Instructions that are drawn.")
+    n_rows: int = Field(6_000, ge=1, description="Instructions that are drawn.")
     n_epochs: float = Field(1.0, gt=0, description="Passes over them; the paper's are 10.")
     batch_rows: int = Field(16, ge=1, description="Instructions of one step on one device.")
     n_accumulated: int = Field(1, ge=1, description="Batches whose gradients make one step, on each device.")
@@ -47,13 +47,6 @@ class PretrainSettings(BaseModel):
     n_prompts: int = Field(8, ge=1, description="Different prompts that the teacher writes for each group.")
     p_without_group: float = Field(
         0.15, ge=0, lt=1, description="Share of the rows about users that come without a group token."
-    )
-    p_made_up_title: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="Share of the prompts whose product has a made-up title, so that titles are copied and not learnt "
-        "by heart; 0 suits a language model that can copy.",
     )
     group_analysis: float = Field(1.0, ge=0, description="Weight of the task in the draws.")
     behavioural_prediction: float = Field(0.5, ge=0, description="Weight of the task in the draws.")
@@ -94,7 +87,7 @@ class PromptGateSettings(BaseModel):
         0.05,
         ge=0,
         le=1,
-        description="How far the shares of well-formed prompts and of kept captions may fall below the model before.",
+        description="How far the share of well-formed prompts may fall below that of the model before.",
     )
     min_group_specific: float = Field(
         0.2,

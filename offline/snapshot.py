@@ -15,9 +15,8 @@ import pyarrow as pa
 
 from offline.settings import OfflineSettings
 from online.ctr import shrink
-from state.reading import StateView, open_view
+from state.reading import StateReader, StateView
 from state.records import Cell, CreativeRecord, ProductGroups, ProductRecord
-from state.store import Store
 
 N_FEATURE_POINTS = 11
 """Points of a group feature (Eq. 6): the centroid and ten of its members."""
@@ -104,8 +103,8 @@ def gaip_schema(d_feature: int = D_FEATURE) -> pa.Schema:
     )
 
 
-def take_snapshot(store: Store, settings: OfflineSettings) -> Snapshot:
-    """Read the state in one transaction and return its GAIP rows.
+def take_snapshot(state: StateReader, settings: OfflineSettings) -> Snapshot:
+    """Read the state, each shard in one transaction, and return its GAIP rows.
 
     A product without groups has no rows. All cells of a product count for its shrinkage; the exposure filter
     then drops products and cells with too few impressions, by the settings.
@@ -115,7 +114,7 @@ def take_snapshot(store: Store, settings: OfflineSettings) -> Snapshot:
     SnapshotError
         If the state contradicts itself.
     """
-    with open_view(store) as view:
+    with state.view() as view:
         return snapshot_of(view, settings)
 
 

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 import httpx
 import numpy as np
 
-from generator.prompt import VOCABULARY, Prompt
+from generator.prompt import UNNAMED_CAPTION, VOCABULARY, Prompt
 from offline.settings import TeacherSettings
 from state.records import ProfileTrait
 
@@ -47,7 +47,7 @@ class PromptTeacher(Protocol):
     """Writes prompts for groups."""
 
     def write(self, brief: Brief, n_prompts: int) -> list[Prompt]:
-        """Return prompts for a group, the same ones for the same brief."""
+        """Return prompts for a group, the same ones for the same brief; they do not name the product."""
         ...
 
 
@@ -120,7 +120,7 @@ class GrammarTeacher:
                 logits = np.array([suits.get(word, 0.0) for word in allowed]) / self._temperature
                 chances = np.exp(logits - logits.max())
                 words[slot] = allowed[int(rng.choice(len(allowed), p=chances / chances.sum()))]
-            prompts.append(Prompt(caption=brief.title, **words))
+            prompts.append(Prompt(caption=UNNAMED_CAPTION, **words))
         return prompts
 
 
@@ -200,7 +200,7 @@ class EndpointTeacher:
             written = Prompt.parse(text)
         except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
             raise TeacherFailed(url, f"{type(error).__name__}: {error}") from error
-        return Prompt(caption=brief.title, **written.slots())
+        return written.named(UNNAMED_CAPTION)
 
 
 def question(brief: Brief) -> str:
@@ -208,7 +208,7 @@ def question(brief: Brief) -> str:
     lines = [f"{slot}: {', '.join(words)}" for slot, words in VOCABULARY.items()]
     apart = ", ".join(f"{trait.attribute} {trait.value}" for trait in brief.distinctive) or "nothing in particular"
     typical = ", ".join(f"{name} {value}" for name, value in brief.typical.items())
-    example = Prompt("CAPTION", *(words[0] for words in VOCABULARY.values())).text
+    example = Prompt(UNNAMED_CAPTION, *(words[0] for words in VOCABULARY.values())).text
     return (
         f"Write one Stable Diffusion prompt for the background of an ad for {brief.title!r} "
         f"(category: {brief.category or 'none'}). It should appeal to shoppers like these: {typical}. "

@@ -20,7 +20,7 @@ from PIL import Image
 from generator.composition import EmptyCutout
 from generator.instructions import INSTRUCTIONS, Task
 from generator.mllm import GroupMllm
-from generator.prompt import is_well_formed
+from generator.prompt import Prompt, is_well_formed
 from generator.renderer import Renderer
 from generator.settings import MllmSettings
 from generator.storage import ImageUnreadable, open_image
@@ -49,7 +49,7 @@ class ScoresUnusable(ValueError):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Candidate:
-    """A prompt that the G-MLLM wrote, and the picture that it gives."""
+    """A prompt as the G-MLLM wrote it, which does not name the product, and the picture that it gives."""
 
     prompt: str
     image: Image.Image
@@ -255,7 +255,8 @@ def _judge_product(
         for text in dict.fromkeys(fine):
             try:
                 if text not in images:  # one seed for all: pictures differ by their prompts alone
-                    images[text] = renderer.render(cutout, text, seed=drawn_by, size_px=settings.size_px).image
+                    drawn = Prompt.parse(text).named(product.title).text
+                    images[text] = renderer.render(cutout, drawn, seed=drawn_by, size_px=settings.size_px).image
             except EmptyCutout as error:
                 log.warning("product %r: %s: no tuples", product.product_id, error)
                 return nothing

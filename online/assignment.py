@@ -23,12 +23,16 @@ from state.records import ClusteringRecord
 _CLUSTERING = msgspec.msgpack.Decoder(ClusteringRecord)
 
 
+Version = tuple[int, int]
+"""An encoder version: the shard that made it, and its number there."""
+
+
 @dataclass(frozen=True)
 class ProductAssignment:
     """How one product's users are told apart: the encoder version, its centroids (K, D) and their groups."""
 
     number: int
-    version: int
+    version: Version
     centroids: Floats
     group_ids: list[int]
 
@@ -47,7 +51,8 @@ class Assigner:
         self._schema = AttributeSchema(settings.attributes)
         self._bank = FeatureBank(*feature_dims(settings))
         self._titles: dict[str, bytes] = {}
-        self._loaded: tuple[dict[str, ProductAssignment], dict[int, Encoder]] = ({}, {})
+        self._numbers: dict[str, int] = {}
+        self._loaded: tuple[dict[str, ProductAssignment], dict[Version, Encoder]] = ({}, {})
 
     def load(self, view: StateView) -> None:
         """Take over the groups of a state; assignments in other threads go on with the old ones meanwhile.
@@ -61,30 +66,36 @@ class Assigner:
         online.mismatch.SpaceMismatchError
             Its users are grouped in another space than the settings name.
         """
-        check_space(view.encoder_space(), self._settings.groups.space)
+        for space in view.encoder_spaces():
+            check_space(space, self._settings.groups.space)
         products = {}
         kept = set(view.encoder_versions())
         for record in view.products():
+            # Every shard numbers its products: here they get numbers of their own.
+            number = self._numbers.setdefault(record.product_id, len(self._numbers))
             if self._titles.get(record.product_id) != record.title_features:
-                self._bank.put_title(record.number, record.title_features)
+                self._bank.put_title(number, record.title_features)
                 self._titles[record.product_id] = record.title_features
             value = view.clustering(record.product_id)
             clustering = None if value is None else _CLUSTERING.decode(value)
-            if clustering is None or clustering.encoder_version not in kept:
+            if clustering is None:
+                continue
+            version = (view.shard_of(record.product_id), clustering.encoder_version)
+            if version not in kept:
                 continue
             centroids = np.frombuffer(clustering.centroids, np.float32).reshape(-1, self._settings.model.d_model)
             # The record holds the centroids of every K, one K after the other.
             start = sum(range(self._settings.groups.k_min, clustering.k))
             products[record.product_id] = ProductAssignment(
-                record.number, clustering.encoder_version, centroids[start : start + clustering.k], clustering.group_ids
+                number, version, centroids[start : start + clustering.k], clustering.group_ids
             )
         versions = {product.version for product in products.values()}
         old = self._loaded[1]
-        encoders = {version: old.get(version) or self._encoder(view, version) for version in versions}
+        encoders = {version: old.get(version) or self._encoder(view, *version) for version in versions}
         self._loaded = (products, encoders)
 
-    def _encoder(self, view: StateView, version: int) -> Encoder:
-        weights = view.encoder_weights(version)
+    def _encoder(self, view: StateView, shard: int, version: int) -> Encoder:
+        weights = view.encoder_weights(shard, version)
         assert weights is not None
         dims = feature_dims(self._settings)
         model = preference_model(self._schema.cardinalities, *dims, self._settings.model)
@@ -110,10 +121,12 @@ class Assigner:
             return group_ids
         attributes = self._schema.encode_many([users[row] for row, _ in known])
         numbers = np.fromiter((product.number for _, product in known), np.int64, len(known))
-        versions = np.fromiter((product.version for _, product in known), np.int64, len(known))
-        for version in np.unique(versions):
-            rows: npt.NDArray[np.int64] = np.flatnonzero(versions == version)
-            embedded = encoders[int(version)].embed_many(numbers[rows], attributes[rows])
+        rows_of: dict[Version, list[int]] = {}
+        for row, (_, product) in enumerate(known):
+            rows_of.setdefault(product.version, []).append(row)
+        for version in sorted(rows_of):
+            rows: npt.NDArray[np.int64] = np.array(rows_of[version])
+            embedded = encoders[version].embed_many(numbers[rows], attributes[rows])
             for number in np.unique(numbers[rows]):
                 of_product = np.flatnonzero(numbers[rows] == number)
                 product = known[rows[of_product[0]]][1]

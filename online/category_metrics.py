@@ -72,7 +72,22 @@ class CategoryMetrics:
 
 def read_category_metrics(view: StateView) -> list[CategoryReading]:
     """Return the metrics of every category in the state, by name."""
-    return [_reading(_category(key), record) for key, record in view.category_metrics()]
+    sums: dict[str, CategoryMetricsRecord] = {}
+    for key, record in view.category_metrics():
+        category = _category(key)
+        sums[category] = record if category not in sums else _sum(sums[category], record)
+    return [_reading(category, record) for category, record in sums.items()]
+
+
+def _sum(one: CategoryMetricsRecord, other: CategoryMetricsRecord) -> CategoryMetricsRecord:
+    """Return the sums over the products of a category in two shards."""
+    return CategoryMetricsRecord(
+        one.n_labelled + other.n_labelled,
+        one.n_clicks + other.n_clicks,
+        one.n_expected + other.n_expected,
+        one.log_loss_sum + other.log_loss_sum,
+        (_histogram(one) + _histogram(other)).tobytes(),
+    )
 
 
 _PREFIX = b"category "

@@ -236,3 +236,8 @@ def load_encoders(settings: OnlineSettings) -> tuple[TextEncoder, ImageEncoder]:
         tokens=tokens
     )
     return text, image
+
+
+def likeness_encoder(settings: OnlineSettings) -> ImageEncoder:
+    """Load the encoder that the generator tells duplicates by: that of images, with all of its places."""
+    return EfficientNetEncoder(tokens=True) if settings.encoders.image == "efficientnet" else HashedImageEncoder()

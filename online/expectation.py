@@ -141,7 +141,7 @@ def read_relative_ctrs(
     view: StateView, product_id: str, category: str | None, group_ids: Sequence[int], creatives: Sequence[int]
 ) -> Floats:
     """Return `relative_ctrs` of a product from the state."""
-    weight = slope(*(view.slope(key) for key in _keys(product_id, category)))
+    weight = slope(*(view.slope(product_id, key) for key in _keys(product_id, category)))
     return relative_ctrs(view.expectation(product_id), weight, group_ids, creatives)
 
 

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from state.reading import StateView
 from state.store import ChangeSet, ReadTransaction, Table
 
 if TYPE_CHECKING:
@@ -98,7 +99,8 @@ class PrequentialMetrics:
         value = txn.get(Table.META, b"prequential")
         if value is not None:
             self._all, self._recent, self._log_loss, self._n_labelled = pickle.loads(value)
-        self._points = read_metrics(txn.get(Table.META, b"metrics"))
+        points = txn.get(Table.META, b"metrics")
+        self._points = [] if points is None else _points(points)
 
     def write(self, changes: ChangeSet) -> None:
         """Write the metrics."""
@@ -107,6 +109,27 @@ class PrequentialMetrics:
         changes.put(Table.META, b"metrics", msgspec.msgpack.encode(Metrics(self._points)))
 
 
-def read_metrics(value: bytes | None) -> list[MetricPoint]:
-    """Return the metrics over the stream, oldest first, from the state's entry ``metrics``."""
-    return [] if value is None else msgspec.msgpack.decode(value, type=Metrics).points
+def _points(value: bytes) -> list[MetricPoint]:
+    return msgspec.msgpack.decode(value, type=Metrics).points
+
+
+def read_metrics(view: StateView) -> list[MetricPoint]:
+    """Return the metrics over the stream, oldest first.
+
+    Of a state with several shards they are the means over the shards by impressions, at every time of any of them.
+    """
+    histories = [_points(value) for value in view.meta("metrics")]
+    if len(histories) == 1:
+        return histories[0]
+    latest: dict[int, MetricPoint] = {}
+    means = []
+    order = sorted(
+        ((point.event_time_ms, shard, point) for shard, history in enumerate(histories) for point in history),
+        key=lambda item: item[:2],
+    )
+    for at_ms, shard, point in order:
+        latest[shard] = point
+        n = np.array([each.n_labelled for each in latest.values()])
+        values = [(each.auroc, each.recent_auroc, each.log_loss) for each in latest.values()]
+        means.append(MetricPoint(int(n.sum()), at_ms, *(n @ np.array(values) / n.sum()).tolist()))
+    return means

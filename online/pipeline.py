@@ -107,7 +107,7 @@ class Pipeline:
             self._join = Join(self._streams.join, self._head.watermark_ms)
             self._registry.restore(txn)
             self._core.restore(txn)
-            self._offsets = StateView(txn).offsets()
+            self._offsets = StateView({0: txn}).offsets()
 
     def next_offsets(self) -> dict[tuple[str, int], int]:
         """Return where each partition continues."""

@@ -1,31 +1,25 @@
-"""The online worker: poll, run, commit, send; the loop around the pipeline.
-
-The order is what makes a kill harmless. 1. A batch is polled from the offsets of the last commit.
-2. The pipeline works it off in memory. 3. One LMDB transaction takes everything, offsets and
-outbound messages included. 4. Outbound messages are sent, with ids that a repetition repeats.
-5. Those that the broker has acknowledged leave the outbox with the next commit.
-"""
+"""The online worker: the loop around one shard, or around those that this process is given."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
+from contextlib import ExitStack, closing
+from functools import cache
+from pathlib import Path
 
 from online.encoders import ImageEncoder, TextEncoder, feature_dims, load_encoders
 from online.features import FeatureBank
 from online.pipeline import BatchSummary, Pipeline
 from online.registry import OpenImage, Registry, read_image
 from online.settings import OnlineSettings
+from online.shard import LoneShard, Shard, Step
+from online.shared_shards import SharedShards
 from state.settings import StateSettings
-from state.store import ChangeSet, Store
-from streams.consumer import BatchConsumer
-from streams.outbox import Outbox
+from state.shards import shard_folder
+from state.store import Store
+from streams.membership import Membership
 from streams.producer import EventProducer
 from streams.settings import StreamSettings
-
-log = logging.getLogger(__name__)
-
-POLL_S = 0.5
 
 
 class LazyEncoders:
@@ -49,9 +43,14 @@ class LazyEncoders:
         return self._loaded
 
 
-def build_pipeline(streams: StreamSettings, online: OnlineSettings, open_image: OpenImage = read_image) -> Pipeline:
-    """Build a pipeline with the encoders of the settings."""
-    encoders = LazyEncoders(online)
+def build_pipeline(
+    streams: StreamSettings,
+    online: OnlineSettings,
+    open_image: OpenImage = read_image,
+    encoders: LazyEncoders | None = None,
+) -> Pipeline:
+    """Build a pipeline with the encoders of the settings, or with ones that are loaded already."""
+    encoders = encoders or LazyEncoders(online)
     bank = FeatureBank(*feature_dims(online))
     return Pipeline(streams, online, Registry(encoders.text, encoders.image, open_image, bank), bank)
 
@@ -64,6 +63,7 @@ def run_online(
     clock_s: Callable[[], float],
     stop: Callable[[], bool],
     on_batch: Callable[[BatchSummary], None] = lambda _: None,
+    on_step: Callable[[Step], None] = lambda _: None,
     until_idle_s: float | None = None,
 ) -> None:
     """Consume, learn and commit until told to stop.
@@ -71,46 +71,54 @@ def run_online(
     Parameters
     ----------
     streams, online, state
-        The settings.
+        The settings; with ``streams.shared`` the work is shared with other processes.
     clock_s
         A monotonic clock, seconds.
     stop
         Asked between batches.
     on_batch
         Told of every committed batch.
+    on_step
+        Told of every point that a shard passes.
     until_idle_s
         Stop by itself when nothing has come for this long; None: go on.
+
+    Raises
+    ------
+    state.errors.StateError
+        The state cannot be used, or could not be written.
+    streams.consumer.ConsumerError
+        The topics cannot be consumed from where the state stands.
     """
     import torch
 
     torch.set_num_threads(online.torch_threads)
-    with Store(state.path, map_size_mib=state.map_size_mib, sync=state.sync) as store:
-        pipeline = build_pipeline(streams, online)
-        pipeline.restore(store)
-        topics = streams.topics
-        inputs = [topics.products, topics.creatives, topics.impressions, topics.clicks]
-        with (
-            EventProducer(streams, client_id="osmf-online") as producer,
-            BatchConsumer(streams, inputs, pipeline.next_offsets(), clock_s) as consumer,
-        ):
-            outbox = Outbox(store, producer)
-            outbox.send()
+    encoders = LazyEncoders(online)
+    with ExitStack() as ends:
+
+        @cache
+        def producer() -> EventProducer:
+            return ends.enter_context(EventProducer(streams, client_id="osmf-online"))
+
+        def open_shard(path: Path, partition: int | None) -> Shard:
+            store = Store(path, shared=streams.shared, map_size_mib=state.map_size_mib, sync=state.sync)
+            pipeline = build_pipeline(streams, online, encoders=encoders)
+            return Shard(store, pipeline, streams, producer, clock_s, partition=partition, on_step=on_step)
+
+        work: LoneShard | SharedShards
+        if streams.shared:
+            membership = Membership(streams, streams.topics.impressions)
+            work = SharedShards(membership, lambda n: open_shard(shard_folder(state.path, n), n))
+        else:
+            work = LoneShard(open_shard(state.path, None))
+        with closing(work):
             last_s = clock_s()
             while not stop():
-                messages = consumer.poll(POLL_S)
-                if not messages:
-                    if until_idle_s is not None and clock_s() - last_s >= until_idle_s:
-                        break
-                    continue
-                last_s = clock_s()
-                with store.read() as txn:
-                    changes, summary = pipeline.run(messages, txn)
-                outbox.clear(changes)
-                store.commit(changes)
-                outbox.send()
-                consumer.report(pipeline.next_offsets())
-                on_batch(summary)
-            leftover = ChangeSet()
-            outbox.clear(leftover)
-            if len(leftover):
-                store.commit(leftover)
+                summaries = work.step()
+                for summary in summaries or ():
+                    on_batch(summary)
+                if summaries or summaries is None:  # who has no shard yet is not idle
+                    last_s = clock_s()
+                elif until_idle_s is not None and clock_s() - last_s >= until_idle_s:
+                    break
+            work.finish()

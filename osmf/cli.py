@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from osmf import __version__
-from osmf.commands import logs, measuring, processes, states
+from osmf.commands import creatives, logs, measuring, processes, states
 from osmf.settings import CONFIG_VARIABLE, describe_settings
 
 app = typer.Typer(
@@ -64,6 +64,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(states.state)
+app.add_typer(creatives.creative)
 app.command()(measuring.bench)
 app.command("eval")(measuring.evaluate)
 app.command()(logs.schemas)

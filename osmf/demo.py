@@ -28,7 +28,7 @@ from osmf.settings import Settings, settings_variables
 from simulator.session import Progress
 from simulator.truth import read_truth
 from state.errors import StateMissingError
-from state.reading import StateView, open_view
+from state.reading import StateReader, StateView, open_view
 from state.store import Store
 from streams.broker import BrokerMissingError, BrokerNotStartedError, LocalBroker
 from streams.events import DeadLetter
@@ -110,7 +110,11 @@ def _demo_settings(settings: Settings, out: Path, n_impressions: int | None, see
     settings = _with(settings, "streams", join=join)
     settings = _with(settings, "offline", dataset_dir=out / "offline", interval_s=20.0, min_new_impressions=1)
     settings = _with(
-        settings, "generator", state_path=out / "generator-state", storage_url=str((out / "creatives").resolve())
+        settings,
+        "generator",
+        state_path=out / "generator-state",
+        storage_url=str((out / "creatives").resolve()),
+        review_url=str((out / "review").resolve()),
     )
     n_impressions = n_impressions or DEMO_IMPRESSIONS
     hours = max(n_impressions / DEMO_IMPRESSIONS_PER_HOUR, DEMO_MIN_HOURS)
@@ -145,7 +149,7 @@ def _free_port() -> int:
 
 
 def _clear(out: Path) -> None:
-    for name in ("state", "offline", "generator-state", "creatives", "simulate", "logs"):
+    for name in ("state", "offline", "generator-state", "creatives", "review", "simulate", "logs"):
         shutil.rmtree(out / name, ignore_errors=True)
     for name in ("report.html", "summary.json"):
         (out / name).unlink(missing_ok=True)
@@ -162,7 +166,7 @@ def _watch(settings: Settings, children: Children, screen: LiveScreen, watched: 
         runs = read_runs(settings.offline)
         drained = False
         try:
-            with Store(settings.state.path, readonly=True) as store, open_view(store) as view:
+            with StateReader(settings.state.path) as state, state.view() as view:
                 figures = _look(settings, watched, view, progress, runs)
                 if simulated_s is not None:
                     drained = _drained(settings, view)
@@ -198,7 +202,7 @@ def _look(
         offset.n_consumed for (topic, _), offset in offsets.items() if topic in _counted(topics.model_dump())
     )
     n_produced = 0 if progress is None else sum(progress.produced.values())
-    points = read_metrics(view.meta("metrics"))
+    points = read_metrics(view)
     products = view.products()
     titles = {product.product_id: product.title for product in products}
     groups = [view.groups(product.product_id) for product in products]
@@ -316,7 +320,11 @@ def _generator_is_done(settings: Settings, view: StateView) -> bool:
         return True
     try:
         with Store(settings.generator.state_path, readonly=True) as store, open_view(store) as own:
-            n_handled = sum(offset.n_used - offset.n_duplicates for offset in own.offsets().values())
+            n_handled = sum(
+                offset.n_used - offset.n_duplicates
+                for (topic, _), offset in own.offsets().items()
+                if topic == settings.streams.topics.groups_shifted
+            )
             emitted = {creative.creative_id for creative in own.creatives()}
     except StateMissingError:
         return False
@@ -353,7 +361,7 @@ def _report(
         runs=[run for run in read_runs(settings.offline) if run.outcome == "built"],
     )
     truth = read_truth(settings.simulator.out_dir / "truth.json")
-    with Store(settings.state.path, readonly=True) as store, open_view(store) as view:
+    with StateReader(settings.state.path) as state, state.view() as view:
         report, findings = build_report(settings, view, truth, records)
     figures = summary_figures(settings, truth, records, report, findings)
     write_report(report, out / "report.html")

@@ -16,9 +16,8 @@ from online.ctr import shrink
 from online.displacement import read_centroid_displacements
 from online.metrics import MetricPoint, read_metrics
 from osmf.figures import Figures, commit, device
-from state.reading import StateView, open_view
+from state.reading import StateReader, StateView
 from state.records import Cell, GroupRecord, OffsetRecord, ProductGroups, ProductRecord
-from state.store import Store
 
 MOST_ROWS: Final = 40
 """Products, or creatives of a product, that the tables show."""
@@ -120,7 +119,7 @@ def inspect_state(path: Path, *, product_id: str | None = None) -> Inspection:
     state.errors.StateMissingError
         There is no state.
     """
-    with Store(path, readonly=True) as store, open_view(store) as view:
+    with StateReader(path) as state, state.view() as view:
         products = view.products()
         chosen = [product for product in products if product_id in (None, product.product_id)]
         if product_id is not None and not chosen:
@@ -129,9 +128,9 @@ def inspect_state(path: Path, *, product_id: str | None = None) -> Inspection:
             path=path,
             products=[_read_product(view, product) for product in chosen],
             offsets=view.offsets(),
-            points=read_metrics(view.meta("metrics")),
+            points=read_metrics(view),
             categories=read_category_metrics(view),
-            encoder_versions=view.encoder_versions(),
+            encoder_versions=[version for _, version in view.encoder_versions()],
             n_creatives=len(view.creatives(product_id)),
             n_resident=view.n_resident_products(),
             n_parked=view.n_parked_products(),

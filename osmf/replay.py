@@ -25,7 +25,7 @@ from osmf.figures import Figures, commit, device
 from osmf.log_entry import KINDS, LogEntry
 from osmf.replay_obd import open_bandit_entries, open_bandit_files, open_bandit_settings
 from state.errors import StateMissingError
-from state.reading import StateView, open_view
+from state.reading import StateReader, StateView, open_view
 from state.settings import StateSettings
 from state.store import Store
 from streams.broker import LocalBroker, create_topics
@@ -150,7 +150,7 @@ def replay(
                 for letter in _dead_letters(dead_letters, after.n_dead_letters - before.n_dead_letters)
                 if letter.event_id not in earlier
             }
-    with Store(state.path, readonly=True) as store, open_view(store) as view:
+    with StateReader(state.path) as reader, reader.view() as view:
         metrics, detail = _learnt(view)
     n_consumed = after.n_consumed - before.n_consumed
     online_s = consumed_s - sent_s
@@ -264,6 +264,8 @@ def _broker(streams: StreamSettings, own: bool, folder: Path) -> Iterator[Stream
 
 def _make_way(path: Path) -> None:
     """Remove the state of an earlier replay, whose broker is gone; leave any other alone."""
+    if any(path.glob("partition-*/data.mdb")):
+        raise StateInUseError(path)
     with Store(path) if (path / "data.mdb").exists() else _nothing() as store:
         if store is not None and not (path / REPLAY_MARK).exists():
             with open_view(store) as view:
@@ -282,7 +284,7 @@ def _nothing() -> Iterator[None]:
 
 def _read_totals(state: StateSettings) -> _Totals:
     try:
-        with Store(state.path, readonly=True) as store, open_view(store) as view:
+        with StateReader(state.path) as reader, reader.view() as view:
             return _Totals.of(view)
     except StateMissingError:
         return _Totals()
@@ -354,7 +356,7 @@ def _learnt(view: StateView) -> tuple[dict[str, float | int], dict[str, Any]]:
     """Return metrics and details of what a state holds."""
     products = view.products()
     grouped = [groups for product in products if (groups := view.groups(product.product_id)) is not None]
-    points = read_metrics(view.meta("metrics"))
+    points = read_metrics(view)
     n_labelled = points[-1].n_labelled if points else 0
     metrics: dict[str, float | int] = {
         "products": len(products),

@@ -11,9 +11,8 @@ from rich.text import Text
 
 from osmf.figures import Figures, commit, device
 from state.files import DATA_FILE
-from state.reading import StateView
-from state.store import LAYOUT_VERSION, Store
-from state.store import Table as StateTable
+from state.reading import StateReader
+from state.store import LAYOUT_VERSION
 
 
 def run_state_info(path: Path) -> tuple[Figures, list[RenderableType]]:
@@ -25,14 +24,16 @@ def run_state_info(path: Path) -> tuple[Figures, list[RenderableType]]:
         There is no state, or it cannot be used: of another layout, damaged, or not to be opened.
     """
     started_s = time.monotonic()
-    with Store(path, readonly=True) as store, store.read() as txn:
-        n_entries = {table.value: txn.count(table) for table in StateTable}
-        offsets = {f"{topic}[{n}]": offset.next_offset for (topic, n), offset in StateView(txn).offsets().items()}
+    with StateReader(path) as state, state.view() as view:
+        n_entries = view.n_entries()
+        offsets = {f"{topic}[{n}]": offset.next_offset for (topic, n), offset in view.offsets().items()}
+        stores = state.stores.values()
         metrics: dict[str, float | int] = {
             "layout_version": LAYOUT_VERSION,
-            "used_bytes": store.size_bytes(),
-            "file_bytes": (path / DATA_FILE).stat().st_size,
-            "map_bytes": store.map_bytes(),
+            "shards": len(stores),
+            "used_bytes": sum(store.size_bytes() for store in stores),
+            "file_bytes": sum((store.path / DATA_FILE).stat().st_size for store in stores),
+            "map_bytes": sum(store.map_bytes() for store in stores),
         }
     figures = Figures(
         command="state info",

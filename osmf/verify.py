@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import msgspec
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -17,10 +16,8 @@ from rich.text import Text
 from osmf.figures import Figures, commit, device
 from osmf.log_entry import LogEntry
 from osmf.recount import Counts, recount_entries, recount_topics
-from state.reading import StateView
+from state.reading import StateReader, StateView
 from state.records import OffsetRecord, WaitingClickRecord
-from state.store import Store
-from state.store import Table as StateTable
 from streams.settings import StreamSettings
 
 MOST_DIFFERENCES: Final = 20
@@ -78,10 +75,8 @@ def verify_state(
     from_topics
         Whether to recount the topics of the broker in ``streams``, where ``entries`` is None.
     """
-    decoder = msgspec.msgpack.Decoder(WaitingClickRecord)
-    with Store(path, readonly=True) as store, store.read() as txn:
-        view = StateView(txn)
-        waiting = [decoder.decode(value) for _, value in txn.scan(StateTable.WAITING_CLICKS)]
+    with StateReader(path) as state, state.view() as view:
+        waiting = view.waiting_clicks()
         counted = _counted(view)
         totals = Counts(sum(c.n_impressions for c in counted.values()), sum(c.n_clicks for c in counted.values()))
         broken = broken_invariants(view, waiting, streams)

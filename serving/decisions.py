@@ -14,9 +14,8 @@ from online.expectation import group_ctrs, read_relative_ctrs
 from online.settings import OnlineSettings
 from serving.policy import Arm, Floats, arm_of, best_chances
 from serving.settings import ServingSettings
-from state.reading import StateView, open_view
+from state.reading import StateReader, StateView
 from state.records import ProductRecord
-from state.store import Store
 
 
 class DecisionRequest(msgspec.Struct, frozen=True):
@@ -85,7 +84,7 @@ class DecisionService:
 
     Parameters
     ----------
-    store
+    state
         The state, opened for reading.
     online
         Settings that the state was built with.
@@ -96,10 +95,10 @@ class DecisionService:
     """
 
     def __init__(
-        self, store: Store, online: OnlineSettings, serving: ServingSettings, *, impressions_topic: str
+        self, state: StateReader, online: OnlineSettings, serving: ServingSettings, *, impressions_topic: str
     ) -> None:
         self._topic = impressions_topic
-        self._store = store
+        self._state = state
         self._settings = serving
         self._assigner = Assigner(online)
         # Two streams of draws: refreshing runs beside deciding, in another thread.
@@ -108,7 +107,7 @@ class DecisionService:
 
     def refresh(self) -> None:
         """Read the state and work out the policy; decisions go on with the old one meanwhile."""
-        with open_view(self._store) as view:
+        with self._state.view() as view:
             self._assigner.load(view)
             counted = view.n_impressions()
             usual = impressions_of_the_shown(counted)

@@ -1,7 +1,9 @@
 """Backups: a state's last commit in a folder of its own, whole once its manifest is there.
 
 The data file is LMDB's own copy, taken in one read transaction while commits go on. The manifest, with the file's
-SHA-256, is written last, by an atomic rename: a folder without one is a backup that was interrupted.
+SHA-256, is written last, by an atomic rename: a folder without one is a backup that was interrupted. A state of several
+shards has a backup of each in a folder, and a list of them that is written last: each has offsets of its own, so that
+they need not be of the same moment.
 """
 
 from __future__ import annotations
@@ -16,9 +18,12 @@ import msgspec
 from state.errors import StateDiskError, StateError, StateLayoutError
 from state.files import DATA_FILE, LOCK_FILE, NEXT_FILE, WriterLock, replace_data, sync_file, system_errors
 from state.reading import open_view
+from state.shards import shard_folder, shard_folders
 from state.store import LAYOUT_VERSION, Store
 
 MANIFEST: Final = "manifest.json"
+
+SHARD_LIST: Final = "shards.json"
 
 FORMAT_VERSION: Final = 1
 """Version of the manifest's layout; another one is refused."""
@@ -92,10 +97,32 @@ class BackupManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     sha256: str
 
 
+class _ShardList(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The shards whose backups lie in a folder."""
+
+    format_version: int
+    shards: list[int]
+
+
 class _FormatVersion(msgspec.Struct):
     """The one field that every version of the manifest has."""
 
     format_version: int
+
+
+def write_backups(path: Path, folder: Path, *, now_ms: int, osmf_version: str) -> dict[int, BackupManifest]:
+    """Copy the last commit of each of a state's shards into a folder; see `write_backup`, whose arguments these are."""
+    shards = shard_folders(path)
+    if shards == {0: path}:
+        return {0: write_backup(path, folder, now_ms=now_ms, osmf_version=osmf_version)}
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BackupTargetError(folder, "it is no empty folder")
+    manifests = {
+        number: write_backup(shard, shard_folder(folder, number), now_ms=now_ms, osmf_version=osmf_version)
+        for number, shard in shards.items()
+    }
+    _write_json(folder, SHARD_LIST, _ShardList(format_version=FORMAT_VERSION, shards=sorted(shards)))
+    return manifests
 
 
 def write_backup(path: Path, folder: Path, *, now_ms: int, osmf_version: str) -> BackupManifest:
@@ -139,7 +166,7 @@ def _write(store: Store, folder: Path, now_ms: int, osmf_version: str) -> Backup
     try:
         store.copy_to(folder / DATA_FILE)
         manifest = _describe(folder, now_ms, osmf_version)
-        _write_manifest(folder, manifest)
+        _write_json(folder, MANIFEST, manifest)
     except BaseException:
         for name in (DATA_FILE, LOCK_FILE, MANIFEST):
             (folder / name).unlink(missing_ok=True)
@@ -174,13 +201,14 @@ def _describe(folder: Path, now_ms: int, osmf_version: str) -> BackupManifest:
     )
 
 
-def _write_manifest(folder: Path, manifest: BackupManifest) -> None:
-    partial = folder / f"{MANIFEST}.partial"
+def _write_json(folder: Path, name: str, content: msgspec.Struct) -> None:
+    """Write a file that is there whole or not at all, after all else in its folder."""
+    partial = folder / f"{name}.partial"
     try:
-        partial.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+        partial.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
         sync_file(partial)
         sync_file(folder)
-        partial.rename(folder / MANIFEST)
+        partial.rename(folder / name)
     finally:
         partial.unlink(missing_ok=True)
     sync_file(folder)
@@ -216,6 +244,33 @@ def read_manifest(folder: Path) -> BackupManifest:
     if manifest.layout_version != LAYOUT_VERSION:
         raise StateLayoutError(folder, str(manifest.layout_version), LAYOUT_VERSION)
     return manifest
+
+
+def restore_backups(
+    folder: Path, path: Path, *, now_ms: int, force: bool
+) -> dict[int, tuple[BackupManifest, Path | None]]:
+    """Put the backups of all shards at ``path``; see `restore_backup`, whose arguments these are.
+
+    Every backup, and whether its shard may be replaced, is looked at before the first one is restored.
+    """
+    if not (folder / SHARD_LIST).exists():
+        if list(folder.glob(f"*/{MANIFEST}")):
+            raise BackupMissingError(folder, f"it holds backups of shards, but no {SHARD_LIST}")
+        return {0: restore_backup(folder, path, now_ms=now_ms, force=force)}
+    if (path / DATA_FILE).exists():
+        raise StateThereError(path)
+    try:
+        shards = msgspec.json.decode((folder / SHARD_LIST).read_bytes(), type=_ShardList).shards
+    except msgspec.DecodeError as error:
+        raise BackupDamagedError(folder, f"{SHARD_LIST} cannot be read ({error})") from error
+    for number in shards:
+        read_manifest(shard_folder(folder, number))
+        if not force and (shard_folder(path, number) / DATA_FILE).exists():
+            raise StateThereError(shard_folder(path, number))
+    return {
+        number: restore_backup(shard_folder(folder, number), shard_folder(path, number), now_ms=now_ms, force=force)
+        for number in shards
+    }
 
 
 def restore_backup(folder: Path, path: Path, *, now_ms: int, force: bool) -> tuple[BackupManifest, Path | None]:

@@ -55,10 +55,22 @@ class StateLayoutError(StateError):
 class StateLockedError(StateError):
     """Another process writes this state."""
 
-    def __init__(self, path: Path, pid: str) -> None:
+    def __init__(self, path: Path, writer: str) -> None:
         super().__init__(
-            f"state at {path} is being written by process {pid}: a state has one writer, so nothing was opened. "
+            f"state at {path} is being written by {writer}: a state has one writer, so nothing was opened. "
             "Stop that process first, or set another state.path."
+        )
+        self.path = path
+
+
+class StateFencedError(StateError):
+    """Another process has taken this shared state over."""
+
+    def __init__(self, path: Path, epoch: int, owner: str, owner_epoch: int) -> None:
+        super().__init__(
+            f"state at {path} was taken over by {owner} (epoch {owner_epoch}, ours was {epoch}): this commit was "
+            "refused whole, offsets included, and what it held is worked off by the new owner. Nothing is lost; this "
+            "process goes on with the shards that it is given."
         )
         self.path = path
 

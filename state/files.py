@@ -15,7 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from state.errors import StateDiskError, StateForeignError, StateLockedError, StatePermissionError
+from state.ownership import Process
 
 DATA_FILE: Final = "data.mdb"
 LOCK_FILE: Final = "lock.mdb"
@@ -32,6 +35,9 @@ class WriterLock:
     ----------
     path
         Folder of the state; made when it is missing.
+    shared
+        Whether others that share it may have it too; whose commits count is then told by the state's epoch.
+        ``former`` is the process that had it last, if that is known.
 
     Raises
     ------
@@ -39,19 +45,22 @@ class WriterLock:
         Another process has it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, shared: bool = False) -> None:
         with system_errors(path):
             path.mkdir(parents=True, exist_ok=True)
-            self._file = (path / "writer.lock").open("a+")
+            self._file = (path / "writer.lock").open("a+b")
+            self._file.seek(0)
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self.former: Process | None = msgspec.json.decode(self._file.read(), type=Process)
+            except msgspec.DecodeError:  # nobody yet, or one that is about to write itself down
+                self.former = None
+            try:
+                fcntl.flock(self._file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except BlockingIOError:
-                self._file.seek(0)
-                pid = self._file.read().strip() or "unknown"
                 self._file.close()
-                raise StateLockedError(path, pid) from None
+                raise StateLockedError(path, str(self.former or "another process")) from None
             self._file.truncate(0)
-            self._file.write(str(os.getpid()))
+            self._file.write(msgspec.json.encode(Process.this()))
             self._file.flush()
 
     def release(self) -> None:

@@ -16,9 +16,11 @@ from pathlib import Path
 from types import TracebackType
 
 import lmdb
+import msgspec
 
 from state.errors import (
     StateDamagedError,
+    StateFencedError,
     StateForeignError,
     StateLayoutError,
     StateMapError,
@@ -35,9 +37,10 @@ from state.files import (
     reserve_lock_file,
     system_errors,
 )
+from state.ownership import OWNER_KEY, Owner, next_owner, read_owner, unblock
 from state.pages import PageError, check_pages
 
-LAYOUT_VERSION = 4
+LAYOUT_VERSION = 5
 """Version of the tables and record layouts; another version is refused, never guessed."""
 
 _LAYOUT_KEY = b"layout_version"
@@ -70,6 +73,7 @@ class Table(StrEnum):
     DETECTORS = "detectors"
     RESIDENTS = "residents"
     SHIFTS = "shifts"
+    REVIEWS = "reviews"
     OUTBOX = "outbox"
 
 
@@ -163,6 +167,9 @@ class Store:
         Folder of the environment; made when it is missing and the store is opened for writing.
     readonly
         Whether this process only reads. Readers never wait for the writer.
+    shared
+        Whether others may take the state over while this process has it open for writing. Opening it makes this
+        process its owner; commits of the former owner are refused from then on.
     map_size_mib
         First size of the memory map, MiB; it doubles when a commit needs more.
     sync
@@ -177,16 +184,25 @@ class Store:
     StateLayoutError
         The state has another layout version.
     StateLockedError
-        Another process has the state open for writing.
+        Another process has the state open for writing, and does not share it.
     StateDamagedError
         The data file is not whole.
     StatePermissionError, StateDiskError, StateMapError
         The system refused the files, the room on the disk or the memory map.
     """
 
-    def __init__(self, path: Path, *, readonly: bool = False, map_size_mib: int = 1024, sync: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        readonly: bool = False,
+        shared: bool = False,
+        map_size_mib: int = 1024,
+        sync: bool = True,
+    ) -> None:
         self.path = path
         self.readonly = readonly
+        self._owner: Owner | None = None
         self._writer_lock: WriterLock | None = None
         self._env: lmdb.Environment | None = None
         with system_errors(path):
@@ -195,24 +211,34 @@ class Store:
             is_there = (path / DATA_FILE).exists()
         if readonly and not is_there:
             raise StateMissingError(path)
-        if not readonly:
-            self._writer_lock = WriterLock(path)
         try:
-            # Only now: another writer may have made the state since.
-            if not readonly and not (path / DATA_FILE).exists():
-                _create(path, sync=sync)
+            if not readonly and not is_there:
+                with WriterLock(path):
+                    # Only now: another writer may have made the state since.
+                    if not (path / DATA_FILE).exists():
+                        _create(path, sync=sync)
+            if not readonly:
+                self._writer_lock = WriterLock(path, shared=shared)
+                unblock(path, self._writer_lock.former)
             with opening(path):
-                try:
-                    # Under a writer pages move; the writer itself has checked them all before it began.
-                    check_pages(path / DATA_FILE, every=not readonly)
-                except PageError as error:
-                    raise StateDamagedError(path, str(error)) from error
+                # Under a writer pages move; the writer itself has checked them all before it began.
+                _check(path, every=not (readonly or shared))
                 reserve_lock_file(path)
                 self._env = _open_environment(path, readonly=readonly, map_size_mib=map_size_mib, sync=sync)
             self._tables = _open_tables(path, self._env)
+            if shared and not readonly:
+                self._take_over()
         except BaseException:
             self.close()
             raise
+
+    def _take_over(self) -> None:
+        """Become the owner of a shared state, and look whether it is whole: nobody else commits from now on."""
+        with self._writing() as txn:
+            owner = next_owner(read_owner(txn.get(OWNER_KEY, db=self._tables[Table.META])))
+            txn.put(OWNER_KEY, msgspec.msgpack.encode(owner), db=self._tables[Table.META])
+        self._owner = owner
+        _check(self.path, every=True)
 
     @contextmanager
     def read(self) -> Iterator[ReadTransaction]:
@@ -238,10 +264,13 @@ class Store:
             The disk is full, or refused the write for another reason. The state is as it was before.
         StateMapError
             The map cannot grow. The state is as it was before, and closed.
+        StateFencedError
+            Another process has taken this shared state over. Its state is as that process left it.
         """
         while True:
             try:
-                with _damage(self.path), _refused_writes(self.path), self._environment.begin(write=True) as txn:
+                with self._writing() as txn:
+                    self._check_owner(txn)
                     for table, key, value in changes:
                         if value is None:
                             txn.delete(key, db=self._tables[table])
@@ -250,6 +279,26 @@ class Store:
                 return
             except lmdb.MapFullError:
                 self._resize(self.map_bytes() * 2)
+
+    @contextmanager
+    def _writing(self) -> Iterator[lmdb.Transaction]:
+        with _damage(self.path), _refused_writes(self.path):
+            try:
+                txn = self._environment.begin(write=True)
+            except lmdb.MapResizedError:
+                # Another process, which shares this state, has grown the map.
+                self._resize(0)
+                txn = self._environment.begin(write=True)
+            with txn:
+                yield txn
+
+    def _check_owner(self, txn: lmdb.Transaction) -> None:
+        if self._owner is None:
+            return
+        owner = read_owner(txn.get(OWNER_KEY, db=self._tables[Table.META]))
+        if owner != self._owner:
+            assert owner is not None, "the owner of a shared state is never removed"
+            raise StateFencedError(self.path, self._owner.epoch, str(owner.process), owner.epoch)
 
     def _resize(self, n_bytes: int) -> None:
         """Give the map another size; 0: that which the writer, in another process, has given it."""
@@ -317,6 +366,13 @@ def _create(path: Path, *, sync: bool) -> None:
             meta = environment.open_db(Table.META.encode(), txn=txn)
             txn.put(_LAYOUT_KEY, str(LAYOUT_VERSION).encode(), db=meta)
         replace_data(path, None, sync=sync)
+
+
+def _check(path: Path, *, every: bool) -> None:
+    try:
+        check_pages(path / DATA_FILE, every=every)
+    except PageError as error:
+        raise StateDamagedError(path, str(error)) from error
 
 
 def _open_environment(path: Path, *, readonly: bool, map_size_mib: int, sync: bool) -> lmdb.Environment:

@@ -12,7 +12,17 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from streams.events import Click, Creative, DeadLetter, DeadLetterReason, Event, GroupsShifted, Impression, Product
+from streams.events import (
+    Click,
+    Creative,
+    CreativeReviewed,
+    DeadLetter,
+    DeadLetterReason,
+    Event,
+    GroupsShifted,
+    Impression,
+    Product,
+)
 from streams.settings import FieldMapSettings, TopicSettings
 
 ARROW_STREAM_MARK = b"\xff\xff\xff\xff"
@@ -147,6 +157,7 @@ def topic_types(topics: TopicSettings) -> dict[str, type[Event]]:
         topics.clicks: Click,
         topics.products: Product,
         topics.creatives: Creative,
+        topics.creatives_reviewed: CreativeReviewed,
         topics.groups_shifted: GroupsShifted,
         topics.dead_letters: DeadLetter,
     }
@@ -173,6 +184,8 @@ def event_time_ms(event: Event) -> int:
             return event.updated_at_ms
         case Creative():
             return event.created_at_ms
+        case CreativeReviewed():
+            return event.reviewed_at_ms
         case GroupsShifted():
             return event.detected_at_ms
         case DeadLetter():
@@ -186,7 +199,7 @@ def event_key(event: Event) -> str:
 
 def json_schemas() -> dict[str, dict[str, Any]]:
     """Return the JSON Schema of each event, by the name of its file."""
-    types: list[type[Event]] = [Impression, Click, Product, Creative, GroupsShifted, DeadLetter]
+    types: list[type[Event]] = [Impression, Click, Product, Creative, CreativeReviewed, GroupsShifted, DeadLetter]
     schemas = {}
     for event_type in types:
         name = re.sub(r"(?<!^)(?=[A-Z])", "-", event_type.__name__).lower()

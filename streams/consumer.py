@@ -57,8 +57,20 @@ class TopicsMissingError(ConsumerError):
         )
 
 
+class NotCopartitionedError(ConsumerError):
+    """Topics that are to be read partition by partition do not have as many of them."""
+
+    def __init__(self, n_partitions: Mapping[str, int]) -> None:
+        counts = ", ".join(f"{topic} has {n}" for topic, n in n_partitions.items())
+        super().__init__(
+            f"the topics differ in their partitions ({counts}): with streams.shared each partition is a shard of its "
+            "own, and a product's events must have the same partition in every topic. Nothing was consumed. Give all "
+            "of these topics the same number of partitions and key them by product, or set streams.shared to false."
+        )
+
+
 class BatchConsumer:
-    """Reads every partition of some topics and yields micro-batches in merged order.
+    """Reads every partition of some topics, or one of each, and yields micro-batches in merged order.
 
     Each topic has a consumer of its own, so that a topic that is far ahead can be left alone while
     another is read. (One consumer with ``pause`` and ``resume`` would do, but kafka-python 3.0.12 can
@@ -74,6 +86,8 @@ class BatchConsumer:
         Where each (topic, partition) continues; the beginning for those that are not named.
     clock_s
         A monotonic clock, seconds.
+    partition
+        The one partition of every topic that is read; None: all of them.
     """
 
     def __init__(
@@ -82,6 +96,8 @@ class BatchConsumer:
         topics: list[str],
         offsets: Mapping[tuple[str, int], int],
         clock_s: Callable[[], float],
+        *,
+        partition: int | None = None,
     ) -> None:
         self._settings = settings
         self._clock_s = clock_s
@@ -91,6 +107,8 @@ class BatchConsumer:
                 self._readers[topic] = _TopicReader(settings, topic)
             if missing := [topic for topic, reader in self._readers.items() if not reader.partitions]:
                 raise TopicsMissingError(missing, settings.bootstrap_servers)
+            if partition is not None:
+                self._keep_only(partition)
             for reader in self._readers.values():
                 reader.seek(offsets)
         except BaseException:
@@ -98,19 +116,22 @@ class BatchConsumer:
             raise
         self._partitions = [partition for reader in self._readers.values() for partition in reader.partitions]
         self._merge = PartitionMerge(self._partitions)
-        self._last_fetch_s = dict.fromkeys(self._partitions, clock_s())
+        self._silent_s = dict.fromkeys(self._partitions, 0.0)
+
+    def _keep_only(self, partition: int) -> None:
+        n_partitions = {topic: len(reader.partitions) for topic, reader in self._readers.items()}
+        if len(set(n_partitions.values())) > 1:
+            raise NotCopartitionedError(n_partitions)
+        for reader in self._readers.values():
+            reader.keep_only(partition)
 
     def poll(self, timeout_s: float) -> list[Message]:
         """Return the next batch: a full one, or what there is once every partition has run dry.
 
-        Returns an empty list when nothing came within ``timeout_s`` seconds (or twice the linger time, if longer).
+        Returns an empty list when nothing could be taken within ``timeout_s`` seconds. How long a partition has been
+        silent is added up over the calls, so that short ones come to an end too.
         """
-        started_s = self._clock_s()
-        # Not before every partition had its linger time: what is buffered of the others could never be taken.
-        deadline_s = started_s + max(timeout_s, 2 * self._settings.linger_ms / 1000)
-        for partition in self._merge.empty():
-            # While the last batch was worked off nobody asked for more: that time says nothing about the log.
-            self._last_fetch_s[partition] = started_s
+        deadline_s = self._clock_s() + timeout_s
         taken: list[Message] = []
         while len(taken) < self._settings.batch_events:
             self._fetch()
@@ -120,7 +141,7 @@ class BatchConsumer:
             taken += more
             for partition in set(self._merge.empty()) - set(empty):
                 # It was not read on while its buffer was full: what it lacks is counted from now.
-                self._last_fetch_s[partition] = self._clock_s()
+                self._silent_s[partition] = 0.0
             if more:
                 continue
             all_ended = len(ended) == len(self._partitions)
@@ -130,8 +151,7 @@ class BatchConsumer:
 
     def _has_ended(self, partition: tuple[str, int]) -> bool:
         """Whether all of a partition's log has been taken and nothing has come for the linger time."""
-        idle_s = self._clock_s() - self._last_fetch_s[partition]
-        if idle_s < self._settings.linger_ms / 1000:
+        if self._silent_s[partition] < self._settings.linger_ms / 1000:
             return False
         reader = self._readers[partition[0]]
         end = reader.end(partition)
@@ -147,15 +167,19 @@ class BatchConsumer:
             or sum(self._merge.n_buffered_of(partition) for partition in reader.partitions)
             < READ_AHEAD_BATCHES * self._settings.batch_events
         ]
+        started_s = self._clock_s()
         # Never without waiting: a poll of 0 ms can return before kafka-python has asked the broker for anything.
         for reader in wanting:
             self._read(reader, POLL_MS)
+        # Only while it is asked for more does silence say something about the log.
+        waited_s = self._clock_s() - started_s
+        still_empty = set(self._merge.empty())
+        for partition in empty:
+            self._silent_s[partition] = self._silent_s[partition] + waited_s if partition in still_empty else 0.0
 
     def _read(self, reader: _TopicReader, timeout_ms: int) -> None:
-        found = reader.poll(timeout_ms)
-        for partition, messages in found.items():
+        for partition, messages in reader.poll(timeout_ms).items():
             self._merge.add(partition, messages)
-            self._last_fetch_s[partition] = self._clock_s()
 
     def report(self, offsets: Mapping[tuple[str, int], int]) -> None:
         """Tell the broker how far the state has come; advisory, so a refusal changes nothing."""
@@ -191,11 +215,20 @@ class _TopicReader:
             fetch_max_wait_ms=20,
             **settings.client_options,
         )
-        self.partitions = [(topic, partition) for partition in sorted(self._consumer.partitions_for_topic(topic) or ())]
         self._assigned: dict[tuple[str, int], Any] = {
-            partition: TopicPartition(*partition) for partition in self.partitions
+            (topic, partition): TopicPartition(topic, partition)
+            for partition in sorted(self._consumer.partitions_for_topic(topic) or ())
         }
         self._started_at: dict[tuple[str, int], int] = {}
+
+    @property
+    def partitions(self) -> list[tuple[str, int]]:
+        """The partitions that are read, (topic, partition)."""
+        return list(self._assigned)
+
+    def keep_only(self, partition: int) -> None:
+        """Read no other partition than this one."""
+        self._assigned = {key: assigned for key, assigned in self._assigned.items() if key[1] == partition}
 
     def seek(self, offsets: Mapping[tuple[str, int], int]) -> None:
         """Continue at the offsets; at the beginning of partitions that are not named."""

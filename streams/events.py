@@ -121,6 +121,29 @@ class Creative(msgspec.Struct, frozen=True, kw_only=True):
         _check_id_bytes(self, "creative_id", "product_id")
 
 
+Verdict = Literal["accepted", "rejected"]
+"""What a person says of a creative that waits."""
+
+
+class CreativeReviewed(msgspec.Struct, frozen=True, kw_only=True):
+    """A person's verdict on a creative that waits to be shown; the first one holds.
+
+    ``reviewed_by`` names the person, ``reason`` says why in their own words.
+    """
+
+    creative_id: Id
+    product_id: Id
+    verdict: Verdict
+    reviewed_by: Id
+    reviewed_at_ms: TimeMs
+    reason: Annotated[str, msgspec.Meta(max_length=2000)] = ""
+    schema_version: SchemaVersion = 1
+
+    def __post_init__(self) -> None:
+        """Check what a schema cannot: the ids' bytes."""
+        _check_id_bytes(self, "creative_id", "product_id")
+
+
 class ProfileEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One trait of a group: a value more common in it than among the product's users.
 
@@ -217,5 +240,5 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     schema_version: SchemaVersion = 1
 
 
-Event = Impression | Click | Product | Creative | GroupsShifted | DeadLetter
+Event = Impression | Click | Product | Creative | CreativeReviewed | GroupsShifted | DeadLetter
 """Any event of ours."""

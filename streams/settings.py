@@ -14,6 +14,10 @@ class TopicSettings(BaseModel):
     clicks: str = Field("osmf.clicks", description="Topic of clicks (in), keyed by product.")
     products: str = Field("osmf.products", description="Topic of products (in), keyed by product; may be compacted.")
     creatives: str = Field("osmf.creatives", description="Topic of creatives (in, and out of the generator).")
+    creatives_reviewed: str = Field(
+        "osmf.creatives-reviewed",
+        description="Topic of people's verdicts on creatives that wait (in to the generator).",
+    )
     groups_shifted: str = Field("osmf.groups-shifted", description="Topic of shifts (out), keyed by product.")
     dead_letters: str = Field("osmf.dead-letters", description="Topic of events that could not be used (out).")
 
@@ -66,6 +70,17 @@ class StreamSettings(BaseModel):
         "osmf-online", min_length=1, description="Group under which offsets are reported to the broker, for lag tools."
     )
     n_partitions: int = Field(1, ge=1, le=1024, description="Partitions of a topic that we create.")
+    shared: bool = Field(
+        False,
+        description="Whether several `osmf online` processes share the partitions. Each partition of the topics is "
+        "then a shard, with a state and a model of its own; the topics need equally many partitions, keyed by product.",
+    )
+    session_timeout_s: float = Field(
+        10.0,
+        ge=1,
+        le=300,
+        description="With `shared`: how long a process may be silent before its shards go to the others, seconds.",
+    )
     batch_events: int = Field(4_096, ge=1, le=100_000, description="Events of a full micro-batch.")
     linger_ms: int = Field(300, ge=0, description="How long a batch that is not full waits for more, milliseconds.")
     client_options: dict[str, str] = Field(

@@ -12,7 +12,7 @@ import typer
 from osmf.commands.common import Json, command_settings, fail, until_signal
 
 if TYPE_CHECKING:
-    from state.store import Store
+    from state.reading import StateReader
 
 UntilIdle = Annotated[float | None, typer.Option(min=0, help="End when nothing has come for this long, seconds.")]
 
@@ -90,22 +90,38 @@ def generator(
     until_idle_s: UntilIdle = None,
 ) -> None:
     """Make new creatives for groups that have shifted: the generator process."""
+    import torch
+
+    from generator.certificate import CertificateRefused
+    from generator.manifest import ManifestRefused
+    from generator.weights import WeightsMissing
     from generator.worker import run_generator
+    from online.encoders import EncoderMissingError, likeness_encoder
     from state.errors import StateError
     from streams.consumer import ConsumerError
 
     settings = command_settings()
+    torch.set_num_threads(1)
     stop = until_signal()
     try:
         run_generator(
             settings.streams,
             settings.generator,
             settings.state,
+            likeness_encoder(settings.online),
+            now_ms=time.time_ns() // 1_000_000,
             clock_s=time.monotonic,
             stop=stop.is_set,
             until_idle_s=until_idle_s,
         )
-    except (StateError, ConsumerError) as error:
+    except (
+        StateError,
+        ConsumerError,
+        EncoderMissingError,
+        WeightsMissing,
+        CertificateRefused,
+        ManifestRefused,
+    ) as error:
         raise fail(error) from error
 
 
@@ -140,12 +156,12 @@ def serve(
     torch.set_num_threads(settings.online.torch_threads)
     serving = settings.serving if port is None else settings.serving.model_copy(update={"port": port})
     try:
-        store = _wait_for_state(settings.state.path)
+        state = _wait_for_state(settings.state.path)
     except StateError as error:
         raise fail(error) from error
-    with store:
+    with state:
         service = DecisionService(
-            store, settings.online, serving, impressions_topic=settings.streams.topics.impressions
+            state, settings.online, serving, impressions_topic=settings.streams.topics.impressions
         )
         try:
             service.refresh()
@@ -154,14 +170,14 @@ def serve(
         run_api(service, serving, lambda address: typer.echo(f"serving on {address}"))
 
 
-def _wait_for_state(path: Path) -> Store:
+def _wait_for_state(path: Path) -> StateReader:
     from state.errors import StateMissingError
-    from state.store import Store
+    from state.reading import StateReader
 
     told = False
     while True:
         try:
-            return Store(path, readonly=True)
+            return StateReader(path)
         except StateMissingError as error:
             if not told:
                 typer.echo(f"waiting: {error}")

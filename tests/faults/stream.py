@@ -14,9 +14,8 @@ from simulator.decider import UniformDecider
 from simulator.session import Session
 from simulator.settings import CatalogueSettings, SimulatorSettings, TrafficSettings
 from simulator.stage import set_stage
-from state.errors import StateMissingError
-from state.reading import open_view
-from state.store import Store, Table
+from streams.codec import event_time_ms
+from streams.events import Event
 from streams.producer import EventProducer
 from streams.settings import StreamSettings
 
@@ -24,14 +23,35 @@ SEED = 23
 IDLE_S = 1.5
 
 
-def produce(streams: StreamSettings, folder: Path, n_impressions: int) -> int:
-    """Fill the topics from the simulated world; return how many messages they hold."""
+class StampedSink:
+    """Sends events, and stamps wrong ones, too, with the time of the log: that of the event sent last."""
+
+    def __init__(self, producer: EventProducer) -> None:
+        self._producer = producer
+        self._now_ms = 0
+
+    def send(self, event: Event) -> None:
+        self._now_ms = event_time_ms(event)
+        self._producer.send(event)
+
+    def send_bytes(self, topic: str, key: str, payload: bytes) -> None:
+        self._producer.send_bytes(topic, key, payload, timestamp_ms=self._now_ms)
+
+    def flush(self) -> None:
+        self._producer.flush()
+
+
+def produce(streams: StreamSettings, folder: Path, n_impressions: int, n_products: int = 6) -> int:
+    """Fill the topics from the simulated world, with duplicates, late and reordered events and wrong ones.
+
+    Returns how many messages they hold.
+    """
     settings = SimulatorSettings(
         seed=SEED,
         decider="uniform",
         cache_dir=folder / "cache",
         out_dir=folder / "simulate",
-        catalogue=CatalogueSettings(source="drawn", n_products=6, creative_side_px=64),
+        catalogue=CatalogueSettings(source="drawn", n_products=n_products, creative_side_px=64),
         traffic=TrafficSettings(n_impressions=n_impressions, impressions_per_hour=n_impressions / 14),
     )
     stage = set_stage(settings, ProceduralRenderer())
@@ -41,8 +61,8 @@ def produce(streams: StreamSettings, folder: Path, n_impressions: int) -> int:
     }
     decider = UniformDecider(creatives, np.random.default_rng(SEED))
     with EventProducer(streams, client_id="test") as producer:
-        truth = Session(settings, streams.topics, stage, producer, decider).run()
-    return sum(truth.produced.values())
+        truth = Session(settings, streams.topics, stage, StampedSink(producer), decider).run()
+    return sum(truth.produced.values()) + len(stage.products) + sum(map(len, stage.creatives))
 
 
 class Online:
@@ -71,24 +91,3 @@ class Online:
 
     def run_to_its_end(self) -> None:
         assert self.start().wait(300) == 0, self.log.read_text()
-
-
-def content(state: Path) -> dict[tuple[str, bytes], bytes]:
-    """Return everything that a state holds."""
-    with Store(state, readonly=True) as store, store.read() as txn:
-        return {(table.value, key): value for table in Table for key, value in txn.scan(table)}
-
-
-def n_consumed(state: Path) -> int:
-    """Return how many messages a state includes; 0 before it is there."""
-    try:
-        with Store(state, readonly=True) as store, open_view(store) as view:
-            return sum(offset.next_offset for offset in view.offsets().values())
-    except StateMissingError:
-        return 0
-
-
-def differences(one: Path, other: Path) -> list[tuple[str, bytes]]:
-    """Return the keys at which two states differ."""
-    expected, found = content(one), content(other)
-    return [key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)]

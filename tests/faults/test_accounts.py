@@ -26,11 +26,11 @@ from state.errors import StateMissingError
 from state.reading import open_view
 from state.store import Store
 from streams.broker import LocalBroker
-from streams.codec import event_time_ms
-from streams.events import DeadLetter, Event
+from streams.events import DeadLetter
 from streams.producer import EventProducer
 from streams.settings import StreamSettings
 from streams.tail import Tail
+from tests.faults.stream import StampedSink
 
 pytestmark = pytest.mark.broker
 
@@ -45,24 +45,6 @@ class Account:
     consumed: int
     used: int
     dead: int
-
-
-class StampedSink:
-    """Stamps wrong events, too, with the time of the log: that of the event sent last."""
-
-    def __init__(self, producer: EventProducer) -> None:
-        self._producer = producer
-        self._now_ms = 0
-
-    def send(self, event: Event) -> None:
-        self._now_ms = event_time_ms(event)
-        self._producer.send(event)
-
-    def send_bytes(self, topic: str, key: str, payload: bytes) -> None:
-        self._producer.send_bytes(topic, key, payload, timestamp_ms=self._now_ms)
-
-    def flush(self) -> None:
-        self._producer.flush()
 
 
 def simulate(streams: StreamSettings, folder: Path) -> Truth:

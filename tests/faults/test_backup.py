@@ -12,7 +12,8 @@ from osmf.verify import verify_state
 from state.backup import restore_backup, write_backup
 from streams.broker import LocalBroker
 from streams.settings import StreamSettings
-from tests.faults.stream import Online, differences, n_consumed, produce
+from tests.faults.stream import Online, produce
+from tests.faults.worker import differences, n_consumed
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -9,13 +9,14 @@ import pytest
 from PIL import Image, ImageDraw
 
 from generator.checks import (
+    CheckOutcome,
     check_file,
+    check_no_portrait,
     check_not_blank,
     check_not_duplicate,
     check_product_fidelity,
     check_prompt,
-    check_rendering,
-    fingerprint,
+    check_safe,
     refusal,
 )
 from generator.composition import Box
@@ -44,11 +45,11 @@ def jpeg(image: Image.Image, quality: int = 88) -> bytes:
 
 
 def test_a_good_rendering_passes_everything_also_as_jpeg(rendering: Rendering) -> None:
-    outcomes = check_rendering(rendering, {}, SETTINGS)
-    assert refusal(outcomes) is None
-    assert [outcome.name for outcome in outcomes] == ["prompt", "not_blank", "product_fidelity", "not_duplicate"]
-    stored = Image.open(io.BytesIO(jpeg(rendering.image)))
-    assert check_product_fidelity(stored, rendering.product_pixels, rendering.product_box, SETTINGS).passed
+    box, pixels = rendering.product_box, rendering.product_pixels
+    for image in (rendering.image, Image.open(io.BytesIO(jpeg(rendering.image)))):
+        assert check_not_blank(image, SETTINGS).passed
+        assert check_product_fidelity(image, pixels, box, SETTINGS).passed
+    assert check_prompt(rendering.provenance.prompt, SETTINGS).passed
     assert check_file(jpeg(rendering.image), 256).passed
 
 
@@ -93,19 +94,22 @@ def test_a_changed_covered_or_cropped_product_is_refused(rendering: Rendering) -
     assert not check_product_fidelity(rendering.image, pixels * np.uint8(0), box, SETTINGS).passed
 
 
-def test_near_duplicates_are_refused_and_other_creatives_are_not(rendering: Rendering) -> None:
-    existing = {"other": fingerprint(rendering.image.rotate(180)), "same": fingerprint(rendering.image)}
-    smaller = Image.open(io.BytesIO(jpeg(rendering.image, 60))).resize((200, 200))
-    outcome = check_not_duplicate(smaller, existing, SETTINGS)
-    assert not outcome.passed
-    assert "nearest is same" in outcome.detail
-    assert outcome.figures["n_compared"] == 2
-    cutout = Image.fromarray(rendering.product_pixels)
-    for changed in ({"scene": "photo studio"}, {"palette": "jewel"}, {"composition": "close-up"}):
-        text = Prompt(**{"caption": "red ball", **PROMPT.slots(), **changed}).text
-        image = ProceduralRenderer().render(cutout, text, seed=1, size_px=256).image
-        assert check_not_duplicate(image, existing, SETTINGS).passed, changed
-    assert check_not_duplicate(smaller, {}, SETTINGS).passed
+@pytest.mark.parametrize(
+    ("outcome", "passed", "detail"),
+    [
+        (check_not_duplicate(None, SETTINGS), True, "no other creative"),
+        (check_not_duplicate(("c-1", 0.88), SETTINGS), True, "likeness to c-1 is 0.880 (at most 0.88)"),
+        (check_not_duplicate(("c-1", 0.901), SETTINGS), False, "likeness to c-1 is 0.901"),
+        (check_safe(0.5, SETTINGS), True, "probability of 0.500 (at most 0.5)"),
+        (check_safe(0.51, SETTINGS), False, "probability of 0.510"),
+        (check_no_portrait([], SETTINGS), True, "no face"),
+        (check_no_portrait([0.97], SETTINGS), False, "a face was found (probability 0.97)"),
+        (check_no_portrait([0.96, 0.99], SETTINGS), False, "2 faces were found (probability 0.99)"),
+    ],
+)
+def test_what_the_networks_say_is_held_against_the_limits(outcome: CheckOutcome, passed: bool, detail: str) -> None:
+    assert outcome.passed == passed
+    assert detail in outcome.detail
 
 
 @pytest.mark.parametrize(
@@ -120,6 +124,10 @@ def test_near_duplicates_are_refused_and_other_creatives_are_not(rendering: Rend
         ("beach\x07 for a chair", "U+0007"),
         ("beach\n\nignore the above", "U+000A"),
         ("beach \u202e chair", "U+202E"),
+        ("a woman on a sunlit beach", "term for people 'woman'"),
+        ("beach with CHILDREN, photo of chair", "term for people 'children'"),
+        ("portrait of a man, backdrop for a sofa", "term for people 'portrait'"),
+        ("face cream for women", "term for people 'face'"),  # nothing in it says where the title is
     ],
 )
 def test_bad_prompts_are_refused(text: str, reason: str) -> None:
@@ -129,7 +137,15 @@ def test_bad_prompts_are_refused(text: str, reason: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [PROMPT.text, "a gorecki record on a sunlit beach", "Café ½ — “chair”, forest", "تخت‌خواب beach"]
+    "text",
+    [
+        Prompt(**{"caption": "Face cream for women, portrait of a model", **PROMPT.slots()}).text,
+        "sunlit beach background for a men's watch, golden hour",
+        PROMPT.text,
+        "a gorecki record on a sunlit beach",
+        "Café ½ — “chair”, forest",
+        "تخت‌خواب beach",
+    ],
 )
 def test_good_prompts_pass(text: str) -> None:
     assert check_prompt(text, SETTINGS).passed
@@ -137,8 +153,17 @@ def test_good_prompts_pass(text: str) -> None:
 
 def test_refusal_names_every_failed_check(rendering: Rendering) -> None:
     strict = CheckSettings(min_contrast=120, max_prompt_chars=10)
-    reason = refusal(check_rendering(rendering, {"a": fingerprint(rendering.image)}, strict))
+    outcomes = (
+        check_prompt(rendering.provenance.prompt, strict),
+        check_not_blank(rendering.image, strict),
+        check_file(jpeg(rendering.image), 256),
+        check_safe(0.9, strict),
+    )
+    reason = refusal(outcomes)
     assert reason is not None
-    assert [part.split(":")[0] for part in reason.split("; ") if ":" in part][:1] == ["prompt"]
-    assert all(name in reason for name in ("prompt:", "not_blank:", "not_duplicate:"))
-    assert "product_fidelity:" not in reason
+    assert [name for name in ("prompt:", "not_blank:", "file:", "safe:") if name in reason] == [
+        "prompt:",
+        "not_blank:",
+        "safe:",
+    ]
+    assert refusal(outcomes[2:3]) is None

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from generator.checks import fingerprint, fingerprint_distance
 from generator.composition import LAYOUTS, MARGIN, EmptyCutout, place
 from generator.palette import LIGHTS, PALETTES
 from generator.procedural import PAINTERS, ProceduralRenderer, UnusableSize
@@ -70,15 +69,12 @@ def test_every_word_renders_the_same_twice(slot: str, word: str) -> None:
 
 @pytest.mark.parametrize("slot", VOCABULARY)
 def test_words_of_a_slot_look_different(slot: str) -> None:
-    marks = {
-        word: fingerprint(RENDERER.render(cutout(), prompt(**{slot: word}), seed=1, size_px=192).image)
-        for word in VOCABULARY[slot]
-    }
+    small = {}
+    for word in VOCABULARY[slot]:
+        image = RENDERER.render(cutout(), prompt(**{slot: word}), seed=1, size_px=192).image
+        small[word] = np.asarray(image.resize((24, 24), Image.Resampling.BOX), dtype=np.int16)
     for one, other in itertools.combinations(VOCABULARY[slot], 2):
-        bits, colour = fingerprint_distance(marks[one], marks[other])
-        least = {"scene": 0.10, "prop": 0.01}.get(slot, 0.0)
-        assert bits > least, (one, other, bits, colour)
-        assert bits > 0.06 or colour > 3.0, (one, other, bits, colour)
+        assert np.abs(small[one] - small[other]).mean() > 10, (one, other)
 
 
 def test_scenes_differ_by_many_levels() -> None:

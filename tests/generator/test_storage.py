@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from generator.storage import (
     ImageTampered,
     ImageUnreadable,
     MetadataValue,
+    StoredImage,
     local_path,
     metadata_of,
     read_metadata,
@@ -38,6 +40,10 @@ def picture(seed: int = 0) -> Image.Image:
     return Image.fromarray(small).resize((96, 96), Image.Resampling.BICUBIC)
 
 
+def put(store: ImageStore, image: Image.Image, metadata: Mapping[str, MetadataValue]) -> StoredImage:
+    return store.put(store.encode(image, metadata), metadata)
+
+
 def files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
@@ -45,8 +51,8 @@ def files(folder: Path) -> list[Path]:
 @pytest.mark.parametrize("image_format", ["jpeg", "png"])
 def test_put_is_content_addressed_labelled_and_idempotent(tmp_path: Path, image_format: str) -> None:
     settings = GeneratorSettings(storage_url=str(tmp_path / "a b"), image_format=image_format)
-    store = ImageStore.of(settings)
-    stored = store.put(picture(), METADATA)
+    store = ImageStore.of(settings, None)
+    stored = put(store, picture(), METADATA)
     (path,) = files(tmp_path)
     payload = path.read_bytes()
     assert hashlib.sha256(payload).hexdigest() == stored.sha256 == path.stem
@@ -54,7 +60,7 @@ def test_put_is_content_addressed_labelled_and_idempotent(tmp_path: Path, image_
     assert stored.uri == path.as_uri()
     assert stored.media_type == f"image/{image_format}"
     before = path.stat().st_mtime_ns
-    assert store.put(picture(), METADATA) == stored
+    assert put(store, picture(), METADATA) == stored
     assert files(tmp_path) == [path]
     assert path.stat().st_mtime_ns == before
     assert read_metadata(payload) == METADATA
@@ -68,14 +74,14 @@ def test_put_is_content_addressed_labelled_and_idempotent(tmp_path: Path, image_
 
 def test_other_pictures_and_other_labels_are_other_files(tmp_path: Path) -> None:
     store = ImageStore(str(tmp_path))
-    names = {store.put(picture(0), METADATA).sha256, store.put(picture(1), METADATA).sha256}
-    names.add(store.put(picture(0), {**METADATA, "seed": 8}).sha256)
+    names = {put(store, picture(0), METADATA).sha256, put(store, picture(1), METADATA).sha256}
+    names.add(put(store, picture(0), {**METADATA, "seed": 8}).sha256)
     assert len(names) == len(files(tmp_path)) == 3
 
 
 def test_a_tampered_file_is_reported(tmp_path: Path) -> None:
     store = ImageStore(str(tmp_path))
-    stored = store.put(picture(), METADATA)
+    stored = put(store, picture(), METADATA)
     path = local_path(stored.uri)
     assert path is not None
     payload = bytearray(path.read_bytes())
@@ -88,11 +94,11 @@ def test_a_tampered_file_is_reported(tmp_path: Path) -> None:
 
 def test_a_file_cut_short_is_written_again(tmp_path: Path) -> None:
     store = ImageStore(str(tmp_path))
-    stored = store.put(picture(), METADATA)
+    stored = put(store, picture(), METADATA)
     path = local_path(stored.uri)
     assert path is not None
     path.write_bytes(path.read_bytes()[:100])
-    assert store.put(picture(), METADATA) == stored
+    assert put(store, picture(), METADATA) == stored
     store.open(stored.uri)
 
 
@@ -102,15 +108,15 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Path, "replace", full_disk)
     with pytest.raises(OSError, match="No space"):
-        ImageStore(str(tmp_path)).put(picture(), METADATA)
+        put(ImageStore(str(tmp_path)), picture(), METADATA)
     assert files(tmp_path) == []
 
 
 def test_fsspec_urls_work_like_folders() -> None:
     store = ImageStore("memory://creatives-test/x")
-    stored = store.put(picture(), METADATA)
+    stored = put(store, picture(), METADATA)
     assert stored.uri == f"memory://creatives-test/x/{stored.sha256[:2]}/{stored.sha256}.jpg"
-    assert store.put(picture(), METADATA) == stored
+    assert put(store, picture(), METADATA) == stored
     assert store.open(stored.uri).size == (96, 96)
     assert read_metadata(store.read(stored.uri)) == METADATA
 
@@ -135,7 +141,13 @@ def test_plain_paths_and_missing_or_wrong_files(tmp_path: Path) -> None:
 def test_a_rendered_creative_is_small_enough_for_a_report(tmp_path: Path) -> None:
     cutout = Image.new("RGBA", (60, 60), (0, 90, 200, 255))
     rendering = ProceduralRenderer().render(cutout, "flower meadow with confetti, centred", seed=1, size_px=512)
-    stored = ImageStore(str(tmp_path)).put(rendering.image, metadata_of(rendering.provenance, product_id="p-1"))
+    stored = put(ImageStore(str(tmp_path)), rendering.image, metadata_of(rendering.provenance, product_id="p-1"))
     assert stored.n_bytes <= 80_000
     assert read_metadata(ImageStore(str(tmp_path)).read(stored.uri))["seed"] == 1
     assert len(ImageStore(str(tmp_path)).thumbnail(stored.uri, 160)) < 12_000
+
+
+def test_a_file_is_kept_in_the_format_that_it_has(tmp_path: Path) -> None:
+    as_png = ImageStore(str(tmp_path), image_format="png").encode(picture(), METADATA)
+    stored = ImageStore(str(tmp_path), image_format="jpeg").put(as_png, METADATA)
+    assert (stored.uri[-4:], stored.media_type) == (".png", "image/png")

@@ -9,7 +9,7 @@ from PIL import Image
 
 from generator.mllm import GroupMllm
 from generator.mllm_presets import build_mllm
-from generator.prompt import Prompt
+from generator.prompt import UNNAMED_CAPTION, Prompt
 from generator.settings import MllmSettings, TinyMllmSettings
 from offline.pretrain_source import GroupSource, ProductSource
 from offline.settings import GroupDpoSettings
@@ -42,8 +42,9 @@ def mllm() -> GroupMllm:
     return build_mllm(SMALL, seed=0, corpus=list(TITLES))
 
 
-def prompt(title: str, scene: str, palette: str = "warm") -> str:
-    return Prompt(title, scene, palette, "soft daylight", "no props", "centred").text
+def prompt(scene: str, palette: str = "warm") -> str:
+    """Return a prompt as the model writes it."""
+    return Prompt(UNNAMED_CAPTION, scene, palette, "soft daylight", "no props", "centred").text
 
 
 def products(folder: Path) -> list[ProductSource]:
@@ -70,7 +71,7 @@ def products(folder: Path) -> list[ProductSource]:
 
 
 def tuples(sources: list[ProductSource], n_each: int = 4) -> list[PreferenceTuple]:
-    """Return tuples of which either group prefers what the other does not."""
+    """Return tuples of which either group prefers exactly what the other does not."""
     palettes = ("warm", "cool", "neon", "pastel")
     return [
         PreferenceTuple(
@@ -80,8 +81,8 @@ def tuples(sources: list[ProductSource], n_each: int = 4) -> list[PreferenceTupl
             product.picture_uri,
             number % 4,
             group.feature,
-            prompt(product.title, TASTES[group.group_id], palettes[number % 4]),
-            prompt(product.title, TASTES[1 - group.group_id], palettes[(number + 1) % 4]),
+            prompt(TASTES[group.group_id], palettes[number % 4]),
+            prompt(TASTES[1 - group.group_id], palettes[number % 4]),
             0.6 + 0.1 * (number % 4),
         )
         for number in range(n_each)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from generator.instructions import Task
-from generator.prompt import Prompt, is_well_formed
+from generator.prompt import UNNAMED_CAPTION, Prompt, is_well_formed
 from offline.pretrain_rows import NothingToLearnFrom, PretrainRow, attributes_text, make_rows
 from offline.pretrain_source import GroupSource, ProductSource
 from offline.teacher import Brief, GrammarTeacher
@@ -46,7 +46,6 @@ def rows_of(sources: list[ProductSource], n_rows: int = 400, **options: object) 
     chosen = {
         "task_weights": EQUAL,
         "p_without_group": 0.25,
-        "p_made_up_title": 0.0,
         "seed": 3,
         "n_prompts": 4,
         **options,
@@ -63,7 +62,8 @@ def test_rows_are_of_the_stream_and_each_task_has_its_answer() -> None:
     for row in rows:
         if row.task is Task.PROMPT_GENERATION:
             assert is_well_formed(row.answer)
-            assert Prompt.parse(row.answer).caption in row.instruction
+            assert Prompt.parse(row.answer).caption == UNNAMED_CAPTION
+            assert "caption Product" in row.instruction
             assert row.picture_uri is not None
             assert row.picture_uri.endswith("-0.png")
         elif row.task is Task.PRODUCT_COMPREHENSION:
@@ -97,15 +97,6 @@ def test_the_same_arguments_give_the_same_rows() -> None:
     assert [(row.instruction, row.answer) for row in first] != [(row.instruction, row.answer) for row in other]
 
 
-def test_made_up_titles_stand_in_instruction_and_answer_alike() -> None:
-    rows = rows_of([product(1), product(2)], task_weights={Task.PROMPT_GENERATION: 1.0}, p_made_up_title=0.5)
-    captions = [Prompt.parse(row.answer).caption for row in rows]
-    assert all(caption in row.instruction for caption, row in zip(captions, rows, strict=True))
-    made_up = [caption for caption in captions if caption not in ("Product 1", "Product 2")]
-    assert 0.35 < len(made_up) / len(rows) < 0.6
-    assert {word for caption in made_up for word in caption.split()} == {"Product", "1", "2"}
-
-
 def test_a_teacher_is_asked_once_for_each_group_and_once_for_all_users() -> None:
     teacher = CountingTeacher()
     make_rows(
@@ -115,7 +106,6 @@ def test_a_teacher_is_asked_once_for_each_group_and_once_for_all_users() -> None
         n_prompts=3,
         task_weights={Task.PROMPT_GENERATION: 1.0},
         p_without_group=0.3,
-        p_made_up_title=0.0,
         seed=0,
     )
     assert len(teacher.asked) == 6

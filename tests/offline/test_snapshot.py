@@ -10,15 +10,15 @@ import pytest
 from offline.settings import OfflineSettings
 from offline.snapshot import GroupFeatureError, UnknownCreativeError, gaip_schema, take_snapshot
 from online.ctr import shrink
-from state.store import Store
+from state.reading import StateReader
 
 SETTINGS = OfflineSettings(min_product_impressions=400, min_cell_impressions=20)
 
 
 def snapshot(writer, settings=SETTINGS):
     writer.commit()
-    with Store(writer.path, readonly=True) as store:
-        return take_snapshot(store, settings)
+    with StateReader(writer.path) as state:
+        return take_snapshot(state, settings)
 
 
 def test_rows_are_the_state(state_writer):

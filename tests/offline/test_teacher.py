@@ -11,7 +11,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from generator.prompt import VOCABULARY, is_well_formed
+from generator.prompt import UNNAMED_CAPTION, VOCABULARY, is_well_formed
 from offline.settings import TeacherSettings
 from offline.teacher import (
     SETTINGS_OF_PRODUCTS,
@@ -42,11 +42,12 @@ def test_the_grammar_names_known_words_and_values_alone() -> None:
         assert set(scenes) <= set(VOCABULARY["scene"])
 
 
-def test_every_prompt_is_well_formed_and_about_the_product() -> None:
+def test_every_prompt_is_well_formed_and_names_no_product() -> None:
     teacher = GrammarTeacher(temperature=1.0, seed=0)
     for prompt in teacher.write(brief(STUDENT, title="Chair, red <image> of \n oak"), 20):
         assert is_well_formed(prompt.text)
-        assert prompt.caption == "Chair, red ‹image› of oak"
+        assert prompt.caption == UNNAMED_CAPTION
+        assert prompt.named("Oak chair").text == prompt.text.replace(UNNAMED_CAPTION, "Oak chair")
 
 
 def test_prompts_are_the_same_for_the_same_brief_and_differ_by_draw_seed_and_group() -> None:
@@ -119,7 +120,7 @@ def test_an_endpoints_prompt_is_learnt_in_our_form() -> None:
     assert [(prompt.scene, prompt.palette, prompt.light, prompt.prop) for prompt in prompts] == [
         ("sunlit beach", "pastel", "dreamy backlight", "green plants")
     ] * 2
-    assert all(prompt.caption == "A chair" for prompt in prompts)
+    assert all(prompt.caption == UNNAMED_CAPTION for prompt in prompts)
     assert [request["seed"] for request in seen] == [0, 1]
     assert {(request["path"], request["key"], request["model"]) for request in seen} == {
         ("/v1/chat/completions", "Bearer secret", "any")

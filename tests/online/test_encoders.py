@@ -21,6 +21,7 @@ from online.encoders import (
     MiniLmEncoder,
     UnreadableImageError,
     feature_dims,
+    likeness_encoder,
     load_encoders,
     read_pixels,
 )
@@ -150,3 +151,9 @@ def test_the_mean_of_the_tokens_is_what_the_pooled_encoders_give() -> None:
     states = tokens.encode("red shoes").reshape(TITLE_TOKENS, -1)
     mean = states[(states != 0).any(axis=1)].mean(axis=0)
     assert mean / np.linalg.norm(mean) == pytest.approx(short.encode("red shoes"), abs=1e-5)
+
+
+def test_likeness_is_told_by_places_where_there_are_pictures() -> None:
+    assert likeness_encoder(OnlineSettings()).dim == IMAGE_TOKENS * 1280
+    hashed = OnlineSettings(encoders={"image": "hashed"})
+    assert likeness_encoder(hashed).dim == HASHED_DIM

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,21 @@ import numpy.typing as npt
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from online.metrics import HISTORY_POINTS, PrequentialMetrics, histogram_auroc, read_metrics
+from online.metrics import HISTORY_POINTS, MetricPoint, PrequentialMetrics, histogram_auroc, read_metrics
+from state.reading import StateReader
+from state.shards import shard_folder
 from state.store import ChangeSet, Store, Table
+
+
+def read(*shards: ChangeSet) -> list[MetricPoint]:
+    """Return the metrics of a state to whose shards these changes are all that was committed."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        for number, changes in enumerate(shards):
+            with Store(path if len(shards) == 1 else shard_folder(path, number), map_size_mib=16) as store:
+                store.commit(changes)
+        with StateReader(path) as state, state.view() as view:
+            return read_metrics(view)
 
 
 def draw(
@@ -29,7 +43,7 @@ def test_auroc_and_log_loss_are_sklearns(tmp_path: Path, mean_logit: float, spre
         metrics.update_many(clicks[start : start + 500], p[start : start + 500], start)
     changes = ChangeSet()
     metrics.write(changes)
-    points = read_metrics(changes.get(Table.META, b"metrics"))
+    points = read(changes)
     assert len(points) == 40
     for point in (points[19], points[-1]):
         n = point.n_labelled
@@ -63,7 +77,7 @@ def test_recent_auroc_forgets_what_was_long_ago() -> None:
         metrics.update_many(clicks, p, step)
     changes = ChangeSet()
     metrics.write(changes)
-    points = read_metrics(changes.get(Table.META, b"metrics"))
+    points = read(changes)
     assert points[79].recent_auroc < 0.2
     assert points[-1].auroc == pytest.approx(0.5, abs=0.02)
     assert points[-1].recent_auroc > 0.75
@@ -76,7 +90,7 @@ def test_the_curve_is_thinned_but_keeps_its_whole_length() -> None:
         metrics.update_many(np.array([step % 2], np.float32), np.array([0.3], np.float32), step)
     changes = ChangeSet()
     metrics.write(changes)
-    points = read_metrics(changes.get(Table.META, b"metrics"))
+    points = read(changes)
     assert HISTORY_POINTS // 2 <= len(points) <= HISTORY_POINTS
     numbers = [point.n_labelled for point in points]
     assert numbers == sorted(set(numbers))
@@ -90,7 +104,7 @@ def test_sure_predictions_are_taken(p: float) -> None:
     metrics.update_many(np.array([0, 1], np.float32), np.full(2, p, np.float32), 0)
     changes = ChangeSet()
     metrics.write(changes)
-    (point,) = read_metrics(changes.get(Table.META, b"metrics"))
+    (point,) = read(changes)
     assert point.auroc == 0.5
     assert np.isfinite(point.log_loss)
 
@@ -99,8 +113,8 @@ def test_an_empty_batch_leaves_no_point() -> None:
     metrics, changes = PrequentialMetrics(), ChangeSet()
     metrics.update_many(np.zeros(0, np.float32), np.zeros(0, np.float32), 5)
     metrics.write(changes)
-    assert read_metrics(changes.get(Table.META, b"metrics")) == []
-    assert read_metrics(None) == []
+    assert read(changes) == []
+    assert read(ChangeSet()) == []
 
 
 def test_metrics_go_on_from_the_state_bit_by_bit(tmp_path: Path) -> None:
@@ -119,3 +133,17 @@ def test_metrics_go_on_from_the_state_bit_by_bit(tmp_path: Path) -> None:
             restarted = PrequentialMetrics()
             with store.read() as txn:
                 restarted.restore(txn)
+
+
+def test_the_metrics_of_two_shards_are_their_means_by_impressions() -> None:
+    shards = []
+    for n, p_right, at_ms in ((300, 1.0, 10), (100, 0.0, 20)):
+        metrics, changes = PrequentialMetrics(), ChangeSet()
+        clicks = np.arange(n) % 2
+        p = np.where(clicks == 1, p_right, 1 - p_right)
+        metrics.update_many(clicks.astype(np.float32), p.astype(np.float32), at_ms)
+        metrics.write(changes)
+        shards.append(changes)
+    points = read(*shards)
+    assert [(point.n_labelled, point.event_time_ms) for point in points] == [(300, 10), (400, 20)]
+    assert [point.auroc for point in points] == [1.0, 0.75]

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from osmf.cli import app
 from osmf.replay import REPLAY_MARK
 from state.records import Cell, OffsetRecord, cell_key, encode_cell, encode_record, partition_key
+from state.shards import shard_folder
 from state.store import LAYOUT_VERSION, ChangeSet, Store, Table
 
 
@@ -48,6 +49,7 @@ def test_a_backup_is_restored(state: Path, tmp_path: Path) -> None:
     backed = figures("backup", "backups/1")
     assert backed["command"] == "backup"
     assert backed["metrics"] == {
+        "shards": 1,
         "products": 0,
         "creatives": 0,
         "cells": 1,
@@ -55,19 +57,36 @@ def test_a_backup_is_restored(state: Path, tmp_path: Path) -> None:
         "clicks": 2,
         "bytes": (tmp_path / "backups/1/data.mdb").stat().st_size,
     }
-    manifest = backed["detail"]["manifest"]
+    (manifest,) = backed["detail"]["manifests"]
     assert manifest == json.loads((tmp_path / "backups/1/manifest.json").read_text())
     assert manifest["offsets"] == [{"topic": "osmf.impressions", "partition": 3, "next_offset": 7}]
     write(state, n_impressions=9)
     (state / REPLAY_MARK).touch()
     restored = figures("restore", "backups/1", "--force")
     assert restored["command"] == "restore"
-    assert restored["detail"]["manifest"] == manifest
+    assert restored["detail"]["manifests"] == [manifest]
     former = restored["detail"]["former_state"]
     assert figures("state", "info")["detail"]["next_offsets"] == {"osmf.impressions[3]": 7}
     assert figures("state", "info", "--state", former)["detail"]["next_offsets"] == {"osmf.impressions[3]": 9}
     # What a backup brought back is not a replay's to remove.
     assert not (state / REPLAY_MARK).exists()
+
+
+def test_a_shared_state_is_backed_up_shard_by_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in (0, 4):
+        write(shard_folder(Path("shared"), number), n_impressions=5 + number)
+    backed = figures("backup", "b", "--state", "shared")
+    assert (backed["metrics"]["shards"], backed["metrics"]["impressions"]) == (2, 14)
+    assert figures("restore", "b", "--state", "new")["metrics"] == backed["metrics"]
+    assert figures("state", "info", "--state", "new")["metrics"]["shards"] == 2
+    # All or nothing: a shard that is there, or a backup that is not whole, leaves everything as it was.
+    shutil.rmtree(shard_folder(Path("new"), 0))
+    assert "there is a state at new/partition-00004" in call("restore", "b", "--state", "new", code=1)
+    assert not shard_folder(Path("new"), 0).exists()
+    Path("b/shards.json").unlink()
+    assert "it holds backups of shards, but no shards.json" in call("restore", "b", "--state", "newer", code=1)
+    assert not Path("newer").exists()
 
 
 def test_what_was_done_is_said(state: Path) -> None:

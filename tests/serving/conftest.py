@@ -13,6 +13,7 @@ from online.settings import AttributeSettings, EncoderSettings, GroupSettings, M
 from online.worker import build_pipeline
 from serving.decisions import DecisionService
 from serving.settings import ServingSettings
+from state.reading import StateReader
 from state.store import Store
 from streams.codec import encode, event_time_ms, topic_types
 from streams.events import Click, Creative, Event, Impression, Product
@@ -86,8 +87,8 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> State:
 
 
 @pytest.fixture
-def store(state: State) -> Iterator[Store]:
-    with Store(state.path, readonly=True) as opened:
+def reader(state: State) -> Iterator[StateReader]:
+    with StateReader(state.path) as opened:
         yield opened
 
 
@@ -97,7 +98,7 @@ def settings() -> ServingSettings:
 
 
 @pytest.fixture
-def service(state: State, store: Store, settings: ServingSettings) -> DecisionService:
-    made = DecisionService(store, state.online, settings, impressions_topic=state.streams.topics.impressions)
+def service(state: State, reader: StateReader, settings: ServingSettings) -> DecisionService:
+    made = DecisionService(reader, state.online, settings, impressions_topic=state.streams.topics.impressions)
     made.refresh()
     return made

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from serving.app import MAX_REQUESTS, build_app
 from serving.decisions import DecisionService
 from serving.settings import ServingSettings
-from state.store import Store
+from state.reading import StateReader
 
 
 @pytest.fixture
@@ -108,10 +108,10 @@ def test_other_calls(client: TestClient, method: str, path: str, status: int) ->
 
 
 def test_the_policy_is_read_in_the_background_and_a_failure_is_survived(
-    state: Any, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    state: Any, reader: StateReader, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = ServingSettings(refresh_ms=10, warm_up_impressions=1_000)
-    service = DecisionService(store, state.online, settings, impressions_topic=state.streams.topics.impressions)
+    service = DecisionService(reader, state.online, settings, impressions_topic=state.streams.topics.impressions)
     calls = 0
     refresh = service.refresh
 

@@ -13,7 +13,7 @@ from online.worker import build_pipeline
 from serving.decisions import DecisionRequest, DecisionService
 from serving.policy import arm_of
 from serving.settings import ServingSettings
-from state.reading import open_view
+from state.reading import StateReader, open_view
 from state.store import Store
 from streams.codec import encode, event_time_ms, topic_types
 from streams.events import Creative, Event, Impression, Product
@@ -60,7 +60,8 @@ def test_a_new_product_is_served_by_its_neighbours_groups_once_the_system_is_war
         with open_view(store) as view:
             groups = view.groups("twin")
         warm = settings.model_copy(update={"warm_up_impressions": warm_up_impressions})
-        service = DecisionService(store, state.online, warm, impressions_topic=state.streams.topics.impressions)
+        reader = StateReader.of(store)
+        service = DecisionService(reader, state.online, warm, impressions_topic=state.streams.topics.impressions)
         service.refresh()
         decisions = {
             age: service.decide_many([DecisionRequest(user, "twin", {"age": age, "tier": "1"}) for user in USERS])

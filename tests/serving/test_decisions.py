@@ -21,7 +21,7 @@ from serving.decisions import (
 )
 from serving.policy import arm_of
 from serving.settings import ServingSettings
-from state.reading import open_view
+from state.reading import StateReader, open_view
 from state.records import ClusteringRecord, cell_key, encode_cell, encode_record
 from state.store import ChangeSet, Store, Table
 
@@ -37,8 +37,8 @@ def most_shown(decisions: list[Decision]) -> str:
     return Counter(decision.creative_id for decision in decisions).most_common(1)[0][0]
 
 
-def test_the_state_is_what_these_tests_need(store: Store) -> None:
-    with open_view(store) as view:
+def test_the_state_is_what_these_tests_need(reader: StateReader) -> None:
+    with reader.view() as view:
         split, same = view.groups("split"), view.groups("same")
         assert split is not None
         assert same is not None
@@ -89,10 +89,10 @@ def test_groups_that_do_not_differ_have_one_policy(service: DecisionService) -> 
 
 @pytest.mark.parametrize("product", ["fresh", "same"])
 def test_a_product_that_warms_up_is_shown_uniformly_in_no_arm(
-    state: Any, store: Store, settings: ServingSettings, product: str
+    state: Any, reader: StateReader, settings: ServingSettings, product: str
 ) -> None:
     service = DecisionService(
-        store, state.online, settings.model_copy(update={"warm_up_impressions": 10**6}), impressions_topic="t"
+        reader, state.online, settings.model_copy(update={"warm_up_impressions": 10**6}), impressions_topic="t"
     )
     service.refresh()
     decisions = service.decide_many([ask(f"u{n}", product) for n in range(4_000)])
@@ -121,11 +121,11 @@ def test_a_system_has_had_what_the_product_of_an_average_impression_has(
 
 @pytest.mark.parametrize(("warm_up_impressions", "warm"), [(2_500, True), (2_501, False)])
 def test_a_fresh_system_is_warm_when_its_products_are(
-    state: Any, store: Store, settings: ServingSettings, warm_up_impressions: int, warm: bool
+    state: Any, reader: StateReader, settings: ServingSettings, warm_up_impressions: int, warm: bool
 ) -> None:
     """Both have had 2,500 impressions; the groups of "same" do not differ."""
     service = DecisionService(
-        store,
+        reader,
         state.online,
         settings.model_copy(update={"warm_up_impressions": warm_up_impressions}),
         impressions_topic="t",
@@ -151,7 +151,7 @@ def test_a_product_does_not_wait_for_those_that_are_shown_less(
         changes.put(Table.CELLS, cell_key("same", cell.group_id, cell.creative_id), encode_cell(more))
         store.commit(changes)
         service = DecisionService(
-            store,
+            StateReader.of(store),
             state.online,
             settings.model_copy(update={"warm_up_impressions": warm_up_impressions}),
             impressions_topic="t",
@@ -180,12 +180,12 @@ def test_the_logged_chance_is_the_true_one(service: DecisionService, product: st
     assert chisquare([shown[creative] for creative in creatives], tilted * n / tilted.sum()).pvalue < 1e-3
 
 
-def test_decisions_depend_on_the_seed_alone(state: Any, store: Store, settings: ServingSettings) -> None:
+def test_decisions_depend_on_the_seed_alone(state: Any, reader: StateReader, settings: ServingSettings) -> None:
     requests = [ask(f"u{n}", ("split", "same", "fresh")[n % 3]) for n in range(300)]
     outcomes = []
     for seed in (1, 1, 2):
         service = DecisionService(
-            store, state.online, settings.model_copy(update={"seed": seed}), impressions_topic="t"
+            reader, state.online, settings.model_copy(update={"seed": seed}), impressions_topic="t"
         )
         service.refresh()
         outcomes.append(service.decide_many(requests))
@@ -209,8 +209,10 @@ def test_users_without_attributes_are_served(service: DecisionService) -> None:
     assert all(decision.group_id is not None for decision in decisions)
 
 
-def test_before_the_first_refresh_nothing_can_be_served(state: Any, store: Store, settings: ServingSettings) -> None:
-    service = DecisionService(store, state.online, settings, impressions_topic=state.streams.topics.impressions)
+def test_before_the_first_refresh_nothing_can_be_served(
+    state: Any, reader: StateReader, settings: ServingSettings
+) -> None:
+    service = DecisionService(reader, state.online, settings, impressions_topic=state.streams.topics.impressions)
     assert (service.n_creatives(), service.n_impressions) == ({}, 0)
     with pytest.raises(UnservableProductError):
         service.decide_many([ask("u")])
@@ -226,7 +228,9 @@ def test_a_product_whose_encoder_version_is_gone_is_served_as_one_that_is_not_gr
     copytree(state.path, tmp_path, dirs_exist_ok=True)
     users = [ask(user) for user in OF_ARM["group"][:200]] + [ask("u", product_id="same")]
     with Store(tmp_path, map_size_mib=32, sync=False) as store:
-        service = DecisionService(store, state.online, settings, impressions_topic=state.streams.topics.impressions)
+        service = DecisionService(
+            StateReader.of(store), state.online, settings, impressions_topic=state.streams.topics.impressions
+        )
         service.refresh()
         assert None not in {decision.group_id for decision in service.decide_many(users)}
         changes = ChangeSet()

@@ -30,6 +30,7 @@ from streams.codec import (
 from streams.events import (
     Click,
     Creative,
+    CreativeReviewed,
     DeadLetter,
     DeadLetterReason,
     Event,
@@ -84,10 +85,13 @@ SHIFT = GroupsShifted(
         )
     ],
 )
+REVIEWED = CreativeReviewed(
+    creative_id="c1", product_id="p1", verdict="rejected", reviewed_by="ann", reviewed_at_ms=8, reason="dark"
+)
 DEAD_LETTER = DeadLetter(
     event_id="t-0-1-0", reason="bad_json", detail="d", topic="t", partition=0, offset=1, payload=b"\x00\xff"
 )
-EVENTS: list[Event] = [IMPRESSION, CLICK, PRODUCT, CREATIVE, SHIFT, DEAD_LETTER]
+EVENTS: list[Event] = [IMPRESSION, CLICK, PRODUCT, CREATIVE, REVIEWED, SHIFT, DEAD_LETTER]
 BY_NAME: dict[str, Event] = {type(event).__name__: event for event in EVENTS}
 
 
@@ -547,7 +551,8 @@ def test_every_topic_has_a_type_and_inputs_a_decoder() -> None:
     assert {types[topics.impressions], types[topics.clicks], types[topics.products], types[topics.creatives]} == {
         decoder.event_type for decoder in topic_decoders(topics, FieldMapSettings()).values()
     }
-    assert len(types) == 6
+    assert set(types) == set(topics.model_dump().values())
+    assert len(set(types.values())) == 7
 
 
 @pytest.mark.parametrize(
@@ -558,6 +563,7 @@ def test_every_topic_has_a_type_and_inputs_a_decoder() -> None:
         (PRODUCT, 5, "p1"),
         (CREATIVE, 6, "p1"),
         (SHIFT, 7, "p1"),
+        (REVIEWED, 8, "p1"),
         (DEAD_LETTER, 0, "t-0-1-0"),
     ],
 )
