@@ -236,6 +236,7 @@ def test_progress_can_be_watched_and_standard_output_is_left_alone(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("robust_step", [0.0, 0.5])
 def test_two_processes_lose_what_one_does_with_the_doubled_batch(tmp_path: Path, robust_step: float) -> None:
     found = {}
