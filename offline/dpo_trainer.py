@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
-from trl import DPOTrainer
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from generator.mllm import IGNORED_LABEL, GroupMllm, MllmInput
 from offline.dpo_loss import GroupRobustWeights, dpo_losses
@@ -64,7 +64,7 @@ class GroupPreferenceCollator:
         return batch
 
 
-class RobustWeights(GroupRobustWeights, TrainerCallback, ExportableState):  # type: ignore[misc]
+class RobustWeights(GroupRobustWeights, TrainerCallback, ExportableState):
     """Group-robust weights that go into the trainer's checkpoints, and come back from them."""
 
     def state(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class RobustWeights(GroupRobustWeights, TrainerCallback, ExportableState):  # ty
         }
 
 
-class GroupDpoTrainer(DPOTrainer):  # type: ignore[misc]
+class GroupDpoTrainer(DPOTrainer):
     """TRL's trainer for tuples (s, G, y_w, y_l); a `RobustWeights` among its callbacks weighs the groups.
 
     Parameters
@@ -103,11 +103,11 @@ class GroupDpoTrainer(DPOTrainer):  # type: ignore[misc]
         return found[0] if found else None
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = list(ROW_COLUMNS)
+        self._signature_columns = list(ROW_COLUMNS)  # type: ignore[assignment]
 
     def _compute_loss(self, model: Any, inputs: Mapping[str, Any], return_outputs: bool) -> Any:
         """Return TRL's loss with its mean over tuples weighted."""
-        mode = "train" if self.model.training else "eval"
+        mode = "train" if model.training else "eval"
         read = {name: value for name, value in inputs.items() if name not in ("weights", "groups")}
         weights: Tensor = inputs["weights"]  # (n,)
         mask = read["completion_mask"]  # (2n, T)
@@ -115,10 +115,10 @@ class GroupDpoTrainer(DPOTrainer):  # type: ignore[misc]
         of_model = {name: value for name, value in read.items() if name != "completion_mask"}
         outputs = model(**of_model, labels=labels, use_cache=False, fused_lm_head=True)
         # The reference is the same model with its adapter off: the model that is not wrapped for several processes.
-        ref_log_probs = torch.cat(self.compute_ref_log_probs(self.model, read))  # (2n,)
+        references = self.compute_ref_log_probs(self.model, read)  # type: ignore[no-untyped-call]
         found = dpo_losses(
             outputs.log_probs.sum(dim=1),
-            ref_log_probs,
+            torch.cat(references),  # (2n,)
             mask.chunk(2)[0].sum(dim=1),
             beta=self.beta,
             sft_weight=dict(zip(self.loss_types, self.loss_weights, strict=True))["sft"],

@@ -17,7 +17,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from trl import DPOConfig
+from trl.trainer.dpo_config import DPOConfig
 
 from generator.group_llava import GROUP_PROJECTOR
 from generator.instructions import INSTRUCTIONS, Task
@@ -107,12 +107,15 @@ def align(
         log.info("Group-DPO goes on from %s", resumed)
     result = trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
     losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
-    measured = trainer.evaluate() if trainer.eval_dataset is not None else {}
+    learnt: Any = trainer.train_dataset
+    held_out: Any = trainer.eval_dataset
+    measured = {} if held_out is None else trainer.evaluate()
     # Merged, it is a G-MLLM like any other: it is saved, served and aligned again as such.
-    mllm.model = trainer.model.merge_and_unload()
+    adapted: Any = trainer.model
+    mllm.model = adapted.merge_and_unload()
     report = GroupDpoReport(
-        n_tuples=len(trainer.train_dataset),
-        n_held_out=0 if trainer.eval_dataset is None else len(trainer.eval_dataset),
+        n_tuples=len(learnt),
+        n_held_out=0 if held_out is None else len(held_out),
         n_steps=int(trainer.state.global_step),
         n_processes=int(trainer.accelerator.num_processes),
         first_loss=losses[0],

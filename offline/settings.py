@@ -128,7 +128,7 @@ class GroupDpoSettings(BaseModel):
         description="Step of the exponentiated gradient by which worse-off groups gain weight; 0 is the paper's loss.",
     )
     lora_rank: int = Field(16, ge=1, description="Rank of LoRA's updates.")
-    lora_alpha: float = Field(32.0, gt=0, description="Scale of LoRA's updates, over the rank.")
+    lora_alpha: int = Field(32, ge=1, description="Scale of LoRA's updates, over the rank.")
     n_epochs: float = Field(3.0, gt=0, description="Passes over the tuples; the paper's are 3.")
     learning_rate: float = Field(2e-4, gt=0, description="Peak of the cosine schedule; the paper's for LLaVA is 2e-5.")
     warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of the steps over which the rate rises.")

@@ -195,6 +195,16 @@ def test_what_is_sure_counts_more(sources: list[ProductSource], tmp_path: Path) 
     )
 
 
+def test_the_sft_term_holds_up_the_winners(sources: list[ProductSource], tmp_path: Path) -> None:
+    winner = dpo_world.prompt(dpo_world.TASTES[0])
+    asked = [prompt_input(sources[0], sources[0].groups[0].feature, Pictures(64))]
+    found = []
+    for sft_weight in (0.0, 1.0):
+        mllm, _ = run(sources, tmp_path / str(sft_weight), sft_weight=sft_weight)
+        found.append(mllm.log_probs(asked, [winner]).item() - dpo_world.mllm().log_probs(asked, [winner]).item())
+    assert found[1] > found[0] + 1
+
+
 class Kill(TrainerCallback):
     """Kills a run after a step, as a signal would: between two checkpoints."""
 
