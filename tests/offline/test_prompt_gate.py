@@ -69,13 +69,14 @@ def quality(mllm: GroupMllm, sources: list[ProductSource], *, with_group: bool =
     )
 
 
+@pytest.mark.timeout(300)
 def test_overtrained_to_collapse_is_refused_and_trained_in_measure_is_not(
     sources: list[ProductSource], pretrained: Path, tmp_path: Path
 ) -> None:
     before = quality(GroupMllm.load(pretrained), sources)
     assert before.drawn.p_well_formed == 1
     found: dict[float, Any] = {}
-    for learning_rate, n_epochs in ((2e-3, 8), (5e-3, 12)):
+    for learning_rate, n_epochs in ((2e-3, 8), (1e-2, 10)):
         mllm = GroupMllm.load(pretrained)
         settings = dpo_world.SHORT.model_copy(
             update={"learning_rate": learning_rate, "n_epochs": n_epochs, "checkpoint_steps": 1_000}
@@ -86,9 +87,9 @@ def test_overtrained_to_collapse_is_refused_and_trained_in_measure_is_not(
     _, in_measure, reasons = found[2e-3]
     assert reasons == ()
     assert in_measure.p_group_specific > before.p_group_specific
-    report, collapsed, reasons = found[5e-3]
+    report, collapsed, reasons = found[1e-2]
     assert report.last_loss < found[2e-3][0].last_loss / 2  # by the tuples alone it is much the better one
-    assert collapsed.drawn.p_well_formed < 0.5
+    assert collapsed.drawn.p_well_formed <= 0.5
     assert reasons[0].startswith("the share of well-formed prompts is 0")
 
 
