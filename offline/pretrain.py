@@ -17,11 +17,11 @@ import httpx
 import numpy as np
 from PIL import Image
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from generator.instructions import INSTRUCTIONS, Task
-from generator.mllm import GroupMllm, MllmInput
+from generator.mllm import Floats, GroupMllm, MllmInput
 from generator.prompt import is_well_formed
 from generator.settings import MllmSettings
 from generator.storage import open_image
@@ -171,10 +171,10 @@ def pretrain(
     )
     for of_library in (PrinterCallback, ProgressCallback):  # they write to standard output, which belongs to figures
         trainer.remove_callback(of_library)
-    resumed = get_last_checkpoint(folder) if folder.is_dir() else None
+    resumed = last_checkpoint(folder)
     if resumed is not None:
         log.info("pre-training goes on from %s", resumed)
-    result = trainer.train(resume_from_checkpoint=resumed)
+    result = trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
     losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     prompts = read_prompts(mllm, sources, generation, n_groups=settings.n_evaluated, seed=seed, pictures=pictures)
     log.info(
@@ -193,7 +193,18 @@ def pretrain(
     )
 
 
-def prompt_input(product: ProductSource, group_feature: Any, pictures: Pictures, *, wording: int = 0) -> MllmInput:
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return a Trainer's newest checkpoint that is whole; None without any.
+
+    The Trainer's state is the last file that it writes of one, so a run that was killed over it left none.
+    """
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
+    return max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+
+
+def prompt_input(
+    product: ProductSource, group_feature: Floats | None, pictures: Pictures, *, wording: int = 0
+) -> MllmInput:
     """Return what asks the G-MLLM for a prompt for a group of a product; without a feature, for all of its users."""
     instruction = INSTRUCTIONS[Task.PROMPT_GENERATION][wording].fill(
         title=product.title, group=group_feature is not None
@@ -294,6 +305,7 @@ def _arguments(mllm: GroupMllm, settings: PretrainSettings, folder: Path, seed: 
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_gradient,
         logging_steps=settings.log_steps,
+        logging_first_step=True,
         save_steps=settings.checkpoint_steps,
         save_total_limit=1,
         remove_unused_columns=False,  # the rows are no columns, and the collator reads all of them

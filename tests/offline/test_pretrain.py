@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from generator.mllm import GroupMllm
 from generator.mllm_presets import build_mllm
 from generator.settings import MllmSettings, TinyMllmSettings
-from offline.pretrain import Pictures, PretrainReport, pretrain, read_prompts, task_weights
+from offline.pretrain import Pictures, PretrainReport, last_checkpoint, pretrain, read_prompts, task_weights
 from offline.pretrain_source import GroupSource, ProductSource
 from offline.settings import PretrainSettings
 from offline.teacher import GrammarTeacher
@@ -73,6 +73,10 @@ def test_a_killed_run_ends_where_it_would_have(sources: list[ProductSource], tmp
     with pytest.raises(KeyboardInterrupt):
         run(sources, SHORT, tmp_path / "killed", callbacks=[Kill()])
     assert [path.name for path in (tmp_path / "killed").iterdir()] == ["checkpoint-2"]
+    half = tmp_path / "killed" / "checkpoint-4"  # as a kill while it is written leaves one
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    assert last_checkpoint(tmp_path / "killed") == tmp_path / "killed" / "checkpoint-2"
     again, report_again = run(sources, SHORT, tmp_path / "killed")
     assert report.n_steps == report_again.n_steps == 6
     assert report_again.last_loss == pytest.approx(report.last_loss, abs=1e-6)
