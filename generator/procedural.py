@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 from PIL import Image
 
-from generator.composition import LAYOUTS, paste, place
+from generator.composition import LAYOUTS, Placement, paste, place
 from generator.palette import LIGHTS, PALETTES
 from generator.prompt import Prompt
-from generator.renderer import Provenance, Rendering, prompt_sha256
+from generator.renderer import Provenance, Rendering, RenderRequest, UnusableSize, prompt_sha256
 from generator.scene import Painter, Stage
 from generator.scene_interiors import cosy_living_room, marble_podium
 from generator.scene_light import grade, ground_product, light_scene
@@ -35,17 +36,11 @@ PAINTERS: Final[dict[str, Painter]] = {
 }
 """Painter by slot word."""
 
+_SWAY: Final = 0.035  # the camera looks a little higher or lower, by the seed: a share of the side
 MIN_SIZE_PX: Final = 64
 MAX_SIZE_PX: Final = 4096
 
 _SOURCE_TYPE: Final = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeSynthetic"
-
-
-class UnusableSize(ValueError):
-    """A picture size or a seed outside what can be drawn."""
-
-    def __init__(self, name: str, value: int, allowed: str) -> None:
-        super().__init__(f"{name} {value} cannot be used; allowed: {allowed}. Nothing was rendered.")
 
 
 class ProceduralRenderer:
@@ -56,30 +51,38 @@ class ProceduralRenderer:
     """
 
     name: Final = "procedural"
-    version: Final = "1"
+    version: Final = "2"
 
     def render(self, cutout: Image.Image, prompt: str, *, seed: int, size_px: int = 512) -> Rendering:
         """Render one picture; see :meth:`generator.renderer.Renderer.render`.
 
-        Raises
-        ------
-        UnusableSize
-            When ``size_px`` is not within 64 to 4096, or ``seed`` is negative.
+        Sizes from 64 to 4096 can be drawn.
         """
+        return self.render_many([RenderRequest(cutout, prompt, seed)], size_px=size_px)[0]
+
+    def render_many(self, requests: Sequence[RenderRequest], *, size_px: int = 512) -> list[Rendering]:
+        """Render pictures one after another; see :meth:`generator.renderer.Renderer.render_many`."""
+        ready = [(request, *self._read(request, size_px)) for request in requests]
+        return [self._draw(request, read, placement, size_px) for request, read, placement in ready]
+
+    def _read(self, request: RenderRequest, size_px: int) -> tuple[Prompt, Placement]:
+        """Do everything that can be refused: check the numbers, read the prompt, place the product."""
         if not MIN_SIZE_PX <= size_px <= MAX_SIZE_PX:
             raise UnusableSize("size_px", size_px, f"{MIN_SIZE_PX} to {MAX_SIZE_PX}")
-        if seed < 0:
-            raise UnusableSize("seed", seed, "0 and more")
-        read = Prompt.parse(prompt)
+        if request.seed < 0:
+            raise UnusableSize("seed", request.seed, "0 and more")
+        read = Prompt.parse(request.prompt)
+        return read, place(request.cutout, LAYOUTS[read.composition], size_px)
+
+    def _draw(self, request: RenderRequest, read: Prompt, placement: Placement, size_px: int) -> Rendering:
+        digest = prompt_sha256(request.prompt)
+        rng = np.random.Generator(np.random.PCG64([request.seed, int(digest[:16], 16)]))
         layout = LAYOUTS[read.composition]
-        placement = place(cutout, layout, size_px)
-        digest = prompt_sha256(prompt)
-        rng = np.random.Generator(np.random.PCG64([seed, int(digest[:16], 16)]))
         stage = Stage(
             size_px=size_px,
             palette=PALETTES[read.palette],
             light=LIGHTS[read.light],
-            layout=layout,
+            layout=replace(layout, horizon_y=layout.horizon_y + float(rng.uniform(-_SWAY, _SWAY))),
             product=placement.box,
             side=-1 if rng.random() < 0.5 else 1,
             rng=rng,
@@ -90,16 +93,7 @@ class ProceduralRenderer:
         light_scene(stage, canvas)
         ground_product(stage, canvas, placement, backdrop.gloss)
         picture = paste(grade(stage, canvas), placement)
-        rgba = cutout.convert("RGBA")
-        provenance = Provenance(
-            renderer=self.name,
-            version=self.version,
-            prompt=prompt,
-            prompt_sha256=digest,
-            seed=seed,
-            size_px=size_px,
-            cutout_sha256=hashlib.sha256(rgba.tobytes() + repr(rgba.size).encode()).hexdigest(),
-            had_alpha=placement.had_alpha,
-            digital_source_type=_SOURCE_TYPE,
+        provenance = Provenance.of(
+            self, request, size_px=size_px, had_alpha=placement.had_alpha, digital_source_type=_SOURCE_TYPE
         )
         return Rendering(Image.fromarray(picture), provenance, placement.box, placement.pixels)

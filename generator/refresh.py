@@ -15,7 +15,7 @@ from generator.inspection import Inspector
 from generator.likeness import ImageFeatures, LikenessIndex, Vector
 from generator.matting import Matting
 from generator.proposal import Proposal, propose
-from generator.renderer import Renderer
+from generator.renderer import Renderer, Rendering, RenderRequest
 from generator.review import ReviewRecord, review_of
 from generator.settings import GeneratorSettings
 from generator.storage import (
@@ -150,52 +150,58 @@ class Refresher:
         """Draw a group's proposals, best first, until enough have passed the checks; store and record those."""
         candidates: list[Candidate] = []
         rank = 0
-        for number, proposal in enumerate(proposals):
-            if rank == self._settings.n_published:
-                break
-            creative_id = _creative_id(event.event_id, proposal.group_id, rank)
+        waiting = list(enumerate(proposals))
+        while waiting and rank < self._settings.n_published:
+            n_wanted = self._settings.n_published - rank
+            batch, waiting = waiting[:n_wanted], waiting[n_wanted:]
             try:
-                rendering = self._renderer.render(
-                    cutout,
-                    proposal.prompt.text,
-                    seed=_seed(event.event_id, proposal.group_id, number),
-                    size_px=self._settings.size_px,
-                )
+                renderings = self._draw(event, cutout, batch)
             except EmptyCutout as error:
-                candidates.append(self._refuse(event, proposal, number, str(error), None, refreshed))
+                candidates += [self._refuse(event, p, n, str(error), None, refreshed) for n, p in batch]
                 continue
-            metadata = metadata_of(
-                rendering.provenance,
-                creative_id=creative_id,
-                product_id=event.product_id,
-                group_id=proposal.group_id,
-                caused_by=event.event_id,
-            )
-            payload = self._images.encode(rendering.image, metadata)
-            inspected = self._inspector.inspect(rendering, payload, existing)
-            if inspected.refused is not None:
-                kept = self._review_images.put(payload, metadata).uri
-                candidates.append(self._refuse(event, proposal, number, inspected.refused, kept, refreshed))
-                continue
-            existing.add(creative_id, inspected.features)
-            if self._settings.approval == "manual":
-                refreshed.reviews.append(
-                    _review(event, proposal, creative_id, self._review_images.put(payload, metadata).uri, None)
+            for (number, proposal), rendering in zip(batch, renderings, strict=True):
+                creative_id = _creative_id(event.event_id, proposal.group_id, rank)
+                metadata = metadata_of(
+                    rendering.provenance,
+                    creative_id=creative_id,
+                    product_id=event.product_id,
+                    group_id=proposal.group_id,
+                    caused_by=event.event_id,
                 )
-            else:
-                refreshed.creatives.append(_creative(event, proposal, creative_id, self._images.put(payload, metadata)))
-            candidates.append(Candidate(proposal, creative_id, None))
-            rank += 1
-            log.info(
-                "shift %s, group %d (%s): %r, expected CTR %.4f; %s",
-                event.event_id,
-                proposal.group_id,
-                proposal.reasons.profile,
-                proposal.prompt.text,
-                proposal.expected_ctr,
-                ", ".join(f"{w.word} {w.effect:+.2f}±{w.deviation:.2f}" for w in proposal.reasons.words),
-            )
+                payload = self._images.encode(rendering.image, metadata)
+                inspected = self._inspector.inspect(rendering, payload, existing)
+                if inspected.refused is not None:
+                    kept = self._review_images.put(payload, metadata).uri
+                    candidates.append(self._refuse(event, proposal, number, inspected.refused, kept, refreshed))
+                    continue
+                existing.add(creative_id, inspected.features)
+                if self._settings.approval == "manual":
+                    refreshed.reviews.append(
+                        _review(event, proposal, creative_id, self._review_images.put(payload, metadata).uri, None)
+                    )
+                else:
+                    refreshed.creatives.append(
+                        _creative(event, proposal, creative_id, self._images.put(payload, metadata))
+                    )
+                candidates.append(Candidate(proposal, creative_id, None))
+                rank += 1
+                log.info(
+                    "shift %s, group %d (%s): %r, expected CTR %.4f; %s",
+                    event.event_id,
+                    proposal.group_id,
+                    proposal.reasons.profile,
+                    proposal.prompt.text,
+                    proposal.expected_ctr,
+                    ", ".join(f"{w.word} {w.effect:+.2f}±{w.deviation:.2f}" for w in proposal.reasons.words),
+                )
         return candidates
+
+    def _draw(self, event: GroupsShifted, cutout: Image.Image, batch: list[tuple[int, Proposal]]) -> list[Rendering]:
+        requests = [
+            RenderRequest(cutout, proposal.prompt.text, _seed(event.event_id, proposal.group_id, number))
+            for number, proposal in batch
+        ]
+        return self._renderer.render_many(requests, size_px=self._settings.size_px)
 
     def _refuse(
         self,

@@ -21,6 +21,8 @@ from generator.scene_brush import (
     tiled,
 )
 
+_LID_FLATNESS = 0.27  # height over width of a round top, as the camera sees it
+
 
 def cosy_living_room(stage: Stage) -> Backdrop:
     """Paint a living room out of focus, sofa, lamp, pictures and window, with a wooden floor and a rug."""
@@ -131,7 +133,8 @@ def marble_podium(stage: Stage) -> Backdrop:
     floor = stage.horizon + 0.07
     hue = palette.accents[0] * np.float32(0.22) + palette.at(0.72) * np.float32(0.78)
     wall = gradient(n, n, [(0, hue * np.float32(0.90)), (floor, hue), (1, hue)])
-    plaster = noise(rng, n, n, 5, 5, 5)
+    half_n = stage.far_px
+    plaster = resize(noise(rng, half_n, half_n, 5, 5, 5), n, n)
     wall *= (0.95 + 0.10 * plaster)[..., None]
     at = stage.focus_x
     arch_top, arch_half = 0.34, 0.335
@@ -152,11 +155,12 @@ def marble_podium(stage: Stage) -> Backdrop:
     part = np.clip((y - floor) / (1 - floor), 0, 1)
     wall += (slab * (0.84 + 0.20 * part)[..., None] - wall) * ground[..., None]
     shade(wall, np.exp(-(((y - floor) / 0.018) ** 2)) * np.float32(0.16))
-    veins = noise(rng, n, n, 4, 3.4, 5)
-    fine = noise(rng, n, n, 9, 7, 4)
+    veins = noise(rng, half_n, half_n, 4, 3.4, 5)
+    fine = noise(rng, half_n, half_n, 9, 7, 4)
     vein = np.exp(-(((veins - 0.5) / 0.014) ** 2)) * np.float32(0.50) + np.exp(
         -(((fine - 0.47) / 0.012) ** 2)
     ) * np.float32(0.22)
+    vein = np.clip(resize(vein, n, n), 0, 1)
     half = max(0.30, stage.product.width_px / n / 2 + 0.075)
     _cylinder(
         stage, wall, at - stage.side * (half + 0.10), stage.baseline - 0.055, 0.115, 0.10, palette.accents[0], None
@@ -164,7 +168,9 @@ def marble_podium(stage: Stage) -> Backdrop:
     _cylinder(
         stage, wall, at + stage.side * (half + 0.06), stage.baseline + 0.045, 0.105, 0.2, palette.accents[1], None
     )
-    _cylinder(stage, wall, at, stage.baseline - 0.020, half, 0.3, palette.tint("f3f0ea", 0.6), vein)
+    _cylinder(
+        stage, wall, at, stage.baseline - 0.6 * _LID_FLATNESS * half, half, 0.3, palette.tint("f3f0ea", 0.6), vein
+    )
     return Backdrop(np.clip(wall, 0, 1), gloss=0.10)
 
 
@@ -180,8 +186,13 @@ def _cylinder(
 ) -> None:
     """Paint a standing cylinder whose top is an ellipse around (``top``, ``at_x``), with its shadow on the floor."""
     n = canvas.shape[0]
-    y, x = stage.near_grid()
-    flat = radius * 0.21
+    flat = radius * _LID_FLATNESS
+    rows = slice(max(0, int((top - 2 * flat) * n)), min(n, int((top + tall + 3.5 * flat) * n) + 2))
+    columns = slice(max(0, int((at_x - 3.4 * radius) * n)), min(n, int((at_x + 3.4 * radius) * n) + 2))
+    if rows.start >= rows.stop or columns.start >= columns.stop:
+        return
+    whole_y, whole_x = stage.near_grid()
+    y, x, canvas = whole_y[rows], whole_x[:, columns], canvas[rows, columns]
     across = (x - at_x) / radius
     rim = flat * np.sqrt(np.clip(1 - across**2, 0, 1))
     shadow = glow(y, x, top + tall + 0.01, at_x - stage.side * radius * 0.5, flat * 1.1, radius * 1.25)
@@ -194,12 +205,12 @@ def _cylinder(
     top_mask = smoothstep(1 + 1.5 / (flat * n), 1 - 1.5 / (flat * n), np.sqrt(across**2 + ((y - top) / flat) ** 2))
     canvas += (body - canvas) * side_mask[..., None]
     if vein is not None:
-        shade(canvas, vein * side_mask * np.float32(0.8))
+        shade(canvas, vein[rows, columns] * side_mask * np.float32(0.8))
     canvas += (lid - canvas) * top_mask[..., None]
     if vein is not None:
         squeezed = resize(np.ascontiguousarray(vein[: n // 2]), n // 4, n)
-        rows = (np.arange(n) + int(top * n)) % squeezed.shape[0]
-        shade(canvas, squeezed[rows] * top_mask * np.float32(0.55))
+        lines = (np.arange(rows.start, rows.stop) + int(top * n)) % squeezed.shape[0]
+        shade(canvas, squeezed[lines, columns] * top_mask * np.float32(0.55))
     edge = np.exp(-(((np.sqrt(across**2 + ((y - top) / flat) ** 2) - 1) * flat * n / 1.6) ** 2)) * smoothstep(
         -0.2, 0.5, (y - top) / flat
     )

@@ -10,9 +10,9 @@ from PIL import Image
 from generator.composition import Bytes, Placement
 from generator.palette import LUMINANCE, Floats
 from generator.scene import Stage
-from generator.scene_brush import blur, discs, glow, grid, resize, screen, shade, smoothstep
+from generator.scene_brush import blur, discs, glow, grid, line, resize, screen, shade, smoothstep
 
-_FIELD_PX: Final = 64  # a light field has no detail: it is computed small
+_FIELD_PX: Final = 96  # a light field has little detail: it is computed small
 
 
 def ground_product(stage: Stage, canvas: Floats, placement: Placement, gloss: float) -> None:
@@ -95,24 +95,25 @@ def light_scene(stage: Stage, canvas: Floats) -> None:
             bloom = glow(y, x, 0.10, 0.5 + 0.4 * side, 0.45, 0.6) * np.float32(0.16)
         case "sun":
             at_x, at_y = 0.5 + 0.42 * side, stage.horizon - 0.22
-            field = 0.86 + 0.30 * glow(y, x, at_y, at_x, 0.6, 0.75)
-            bloom = glow(y, x, at_y, at_x, 0.30, 0.36) * np.float32(0.62) + glow(
+            field = 0.72 + 0.46 * glow(y, x, at_y, at_x, 0.6, 0.80)
+            bloom = glow(y, x, at_y, at_x, 0.30, 0.36) * np.float32(0.66) + glow(
                 y, x, at_y, at_x, 0.09, 0.09
-            ) * np.float32(0.5)
+            ) * np.float32(0.6)
         case "spot":
-            pool = glow(y, x, stage.baseline - 0.22, focus, 0.42, 0.36)
-            cone = smoothstep(0.16, 0.0, np.abs(x - focus) - 0.10 - 0.22 * y) * smoothstep(1.0, 0.0, y)
-            field = 0.40 + 0.84 * pool + 0.10 * cone
-            bloom = cone * np.float32(0.10) + pool * np.float32(0.10)
+            pool = glow(y, x, stage.baseline - 0.22, focus, 0.40, 0.34)
+            floor = glow(y, x, stage.baseline + 0.01, focus, 0.10, 0.40) * np.float32(0.22)
+            cone = smoothstep(0.10, 0.0, np.abs(x - focus) - 0.07 - 0.26 * y) * smoothstep(1.0, 0.1, y)
+            field = 0.24 + 0.94 * pool + 0.20 * cone + floor
+            bloom = cone * np.float32(0.17) + pool * np.float32(0.10)
         case "side":
             across: Floats = (x - 0.5) * side + (0.5 - y) * np.float32(0.10)
             slats = (x - y * np.float32(0.2 * side)) * np.float32(3.1)
             slab = smoothstep(-0.02, 0.10, np.abs(slats % 1 - np.float32(0.5)) - np.float32(0.10))
-            lit = smoothstep(-0.55, 0.50, across) * (slab * np.float32(0.20) + np.float32(0.80))
-            field = lit * np.float32(0.80) + np.float32(0.42)
+            lit = smoothstep(-0.55, 0.50, across) * (slab * np.float32(0.36) + np.float32(0.64))
+            field = lit * np.float32(0.98) + np.float32(0.30)
         case "back":
-            bloom = glow(y, x, 0.36, focus, 0.42, 0.46) * np.float32(0.62)
-            field = 0.90 + 0.14 * bloom
+            bloom = glow(y, x, 0.36, focus, 0.42, 0.46) * np.float32(0.50) + _rays(stage, y, x)
+            field = 0.86 + 0.18 * bloom
         case other:
             raise ValueError(f"light falloff {other!r} is unknown; the scene cannot be lit.")
     colour = np.asarray(light.colour, dtype=np.float32)
@@ -123,6 +124,36 @@ def light_scene(stage: Stage, canvas: Floats) -> None:
         screen(canvas, warmth, resize(np.ascontiguousarray(bloom, dtype=np.float32), n, n))
     if light.falloff in {"back", "sun"}:
         _flare(stage, canvas)
+    if light.falloff == "back":
+        _dust(stage, canvas)
+
+
+def _rays(stage: Stage, y: Floats, x: Floats) -> Floats:
+    """Return shafts of light that fan out from behind the product, (H, W)."""
+    middle = (stage.product.top + stage.product.bottom) / 2 / stage.size_px
+    down, across = y - np.float32(min(middle, 0.55)), x - np.float32(stage.focus_x)
+    turn = np.arctan2(down, across) * np.float32(1 / np.pi)  # -1 to 1
+    n_knots = 256
+    shafts = line(stage.rng, n_knots, 19, 3)
+    shafts[-16:] += (shafts[0] - shafts[-16:]) * np.linspace(0, 1, 16, dtype=np.float32)  # the circle closes
+    at = (turn + 1) * np.float32(0.5 * (n_knots - 1))
+    low = at.astype(np.int32)
+    part = at - low
+    shaft = shafts[low] * (1 - part) + shafts[np.minimum(low + 1, n_knots - 1)] * part
+    distance = np.sqrt(down * down + across * across)
+    upwards = smoothstep(0.10, -0.12, down) * np.float32(0.75) + np.float32(0.25)
+    reach = smoothstep(0.90, 0.20, distance) * smoothstep(0.04, 0.24, distance)
+    rays: Floats = smoothstep(-0.25, 0.95, shaft) * reach * upwards * np.float32(0.46)
+    return rays
+
+
+def _dust(stage: Stage, canvas: Floats) -> None:
+    """Add specks that float in the light behind the product."""
+    rng, count = stage.rng, 34
+    places = np.stack([rng.uniform(0.04, 0.80, count), rng.uniform(0, 1, count)], axis=1).astype(np.float32)
+    radii = (0.0025 + 0.011 * rng.random(count) ** 2.5).astype(np.float32)
+    hues = np.stack([stage.palette.at(1.0), stage.palette.at(0.92)])[rng.integers(0, 2, count)]
+    discs(canvas, places, radii, hues, rng.uniform(0.18, 0.7, count).astype(np.float32), rim=0.1)
 
 
 def _flare(stage: Stage, canvas: Floats) -> None:

@@ -42,9 +42,24 @@ def _floor_grain(stage: Stage, cells: float, stretch: float = 1.0) -> tuple[int,
     n = stage.size_px
     first, forward, sideways = floor_map(n, n, stage.horizon)
     tile = noise(stage.rng, 256, 256, 24, 24, 4)
-    grain = tiled(tile, forward * np.float32(cells * stretch / 10), sideways * np.float32(cells / 10))
+    across = sideways * np.float32(cells / 10) + np.float32(0.5)  # aside: a tile's edge mirrors
+    grain = tiled(tile, forward * np.float32(cells * stretch / 10), across)
     fade = np.clip(np.float32(2.2) / forward - np.float32(0.12), 0, 1)
     return first, np.float32(0.5) + (grain - np.float32(0.5)) * fade, forward
+
+
+def _floor_relief(stage: Stage, cells: float) -> tuple[int, Floats]:
+    """Return the floor's first row and the light on its bumps and cracks (rows, W), about 0.5, fading with distance."""
+    n = stage.size_px
+    first, forward, sideways = floor_map(n, n, stage.horizon)
+    tile = noise(stage.rng, 256, 256, 10, 10, 6)
+    tile = np.minimum(tile, np.float32(0.54)) - np.exp(-(((tile - 0.5) / 0.018) ** 2)) * np.float32(0.05)
+    lit = (np.roll(tile, stage.side, axis=1) - tile) + (np.roll(tile, -1, axis=0) - tile) * np.float32(0.7)
+    light = blur(lit, 0.6) * np.float32(9.0) + (tile - np.float32(0.46)) * np.float32(1.4)
+    # Half a tile aside, or the floor would be mirrored in the middle of the picture.
+    relief = tiled(light, forward * np.float32(cells / 10), sideways * np.float32(cells / 10) + np.float32(0.5))
+    fade = np.clip(np.float32(2.6) / forward - np.float32(0.10), 0, 1)
+    return first, np.float32(0.5) + relief * fade
 
 
 def misty_mountains(stage: Stage) -> Backdrop:
@@ -75,15 +90,15 @@ def misty_mountains(stage: Stage) -> Backdrop:
         mist = smoothstep(0.0, 0.17, depth) * np.exp(-np.maximum(depth - 0.17, 0) * 6) * (0.35 + 0.75 * drift)
         over(canvas, palette.at(0.95), np.clip(mist * (0.85 - 0.25 * near), 0, 1) * inside)
     picture = stage.defocus(canvas, 0.0035)
-    first, grain, _ = _floor_grain(stage, 14)
+    first, relief = _floor_relief(stage, 4.2)
     near_y, near_x = stage.near_grid()
     edge = horizon + 0.055 + line(rng, stage.size_px, 5, 4)[None, :] * np.float32(0.010)
     ledge = smoothstep(0.0, 2.0 / stage.size_px, near_y[first:] - edge)
     depth = np.clip((near_y[first:] - edge) / (1 - horizon), 0, 1)
     stone = palette.tint("7d7a76", 0.7) * np.float32(0.95)
     dark = palette.tint("3d4046", 0.7)
-    boulders = noise(rng, grain.shape[0], grain.shape[1], 3, 4, 4)
-    tone = np.clip(grain * 1.25 + boulders * 1.1 - 0.72, 0, 1)[..., None]
+    boulders = noise(rng, relief.shape[0], relief.shape[1], 3, 4, 4)
+    tone = np.clip(relief + boulders * 0.7 - 0.30, 0, 1)[..., None]
     surface = dark + (stone - dark) * tone
     surface += (palette.at(0.9) - surface) * (np.exp(-depth * 5) * np.float32(0.55))[..., None]
     view = picture[first:]

@@ -103,7 +103,7 @@ def modern_kitchen(stage: Stage) -> Backdrop:
     palette, rng, n = stage.palette, stage.rng, stage.far_px
     y, x = stage.far_grid()
     counter = stage.horizon + 0.07
-    canvas = gradient(n, n, [(0, palette.tint("e9e4da")), (1, palette.tint("cfc7b8"))])
+    canvas = gradient(n, n, [(0, palette.tint("cbc2b2")), (1, palette.tint("b5aa98"))])
     rows = (y * 22).astype(np.int32)
     brick_x = x * 11 + 0.5 * (rows % 2)
     joint: Floats = np.maximum(
@@ -111,8 +111,8 @@ def modern_kitchen(stage: Stage) -> Backdrop:
     )
     tone: Floats = rng.random((32, 16), dtype=np.float32)[np.broadcast_to(rows, (n, n)), brick_x.astype(np.int32)]
     tiles = band(y, x, 0.20, counter, -1, 2, 0.002)
-    over(canvas, palette.tint("f4f1ea"), tiles)
-    shade(canvas, tiles * (tone * np.float32(0.09) + joint * np.float32(0.16)))
+    over(canvas, palette.tint("d8d1c4"), tiles)
+    shade(canvas, tiles * (tone * np.float32(0.14) + joint * np.float32(0.26)))
     over(canvas, palette.tint("3f5a60", 0.7), band(y, x, -0.1, 0.19, -1, 2, 0.002))  # wall cupboards
     for edge in np.arange(0.02, 1.0, 0.245):
         shade(canvas, band(y, x, -0.1, 0.19, edge, edge + 0.004, 0.002) * np.float32(0.5))
@@ -122,10 +122,10 @@ def modern_kitchen(stage: Stage) -> Backdrop:
     window = band(y, x, 0.235, counter - 0.085, window_x, window_x + 0.26, 0.002)
     over(canvas, palette.at(0.99), window)
     garden = noise(rng, n, n, 9, 9, 3)
-    over(canvas, palette.tint("9cc487", 0.8), window * smoothstep(0.42, 0.66, garden) * np.float32(0.55))
+    over(canvas, palette.tint("9cc487", 0.8), window * smoothstep(0.40, 0.60, garden) * np.float32(0.85))
     frame = window * (1 - band(y, x, 0.235, counter - 0.085, window_x + 0.125, window_x + 0.135, 0.002))
     over(canvas, palette.tint("f6f4ee"), (window - frame) * np.float32(0.9))
-    screen(canvas, palette.at(1.0), glow(y, x, 0.38, window_x + 0.13, 0.30, 0.32) * np.float32(0.55))
+    screen(canvas, palette.at(1.0), glow(y, x, 0.38, window_x + 0.13, 0.24, 0.26) * np.float32(0.34))
     shelf_x = 0.52 if stage.side < 0 else 0.06
     over(canvas, palette.tint("a9743f", 0.85), band(y, x, 0.415, 0.432, shelf_x, shelf_x + 0.40, 0.001))
     shade(canvas, band(y, x, 0.432, 0.46, shelf_x, shelf_x + 0.40, 0.006) * np.float32(0.25))
@@ -135,7 +135,7 @@ def modern_kitchen(stage: Stage) -> Backdrop:
         over(canvas, palette.tint("1d1d1f"), band(y, x, -1, 0.10, lamp - 0.002, lamp + 0.002, 0.001))
         over(canvas, palette.accents[1], glow(y, x, 0.125, lamp, 0.035, 0.05) ** 2)
         screen(canvas, palette.tint("ffe2a8", 0.9), glow(y, x, 0.17, lamp, 0.10, 0.13) * np.float32(0.6))
-    picture = stage.defocus(canvas, 0.0105)
+    picture = stage.defocus(canvas, 0.0072)
 
     m = stage.size_px
     near_y, _ = stage.near_grid()
@@ -145,7 +145,7 @@ def modern_kitchen(stage: Stage) -> Backdrop:
     vein = np.exp(-np.abs(veins - 0.5) / 0.012) * np.float32(0.34) * broken + (veins - 0.35).clip(0, 1) * np.float32(
         0.16
     )
-    stone, far_stone = palette.tint("efece6", 0.6), palette.tint("d3cec4", 0.6)
+    stone, far_stone = palette.tint("dcd7ce", 0.6), palette.tint("bdb6a9", 0.6)
     part = np.clip((near_y[first:] - counter) / 0.22, 0, 1)[..., None]
     top = np.broadcast_to(far_stone + (stone - far_stone) * part, (m - first, m, 3)).copy()
     shade(top, vein)

@@ -18,14 +18,13 @@ def green_plants(stage: Stage, canvas: Floats) -> None:
     lush, pale = palette.tint("2f6b3c", 0.8), palette.tint("8cbf6a", 0.8)
     sides = (-1, 1) if abs(stage.focus_x - 0.5) < 0.1 else ((1,) if stage.focus_x < 0.5 else (-1,))
     for sign in sides:
-        root_x = 0.5 + sign * 0.56
-        root_y = stage.baseline - 0.02
-        n_leaves = 9 if len(sides) == 1 else 7
-        for i in range(n_leaves):
-            rise = np.deg2rad(18 + 120 * (i + rng.uniform(0, 0.8)) / n_leaves)
-            length = rng.uniform(0.24, 0.40) * (1.25 if len(sides) == 1 else 1.0)
-            tip = (root_x - sign * np.cos(rise) * length, root_y - np.sin(rise) * length * 1.15)
-            _leaf(stage, canvas, (root_x + sign * 0.02, root_y), tip, length * rng.uniform(0.13, 0.19), lush, pale)
+        root_x = 0.5 + sign * 0.53
+        root_y = stage.baseline + 0.015
+        n_stems = 8 if len(sides) == 1 else 6
+        for i in range(n_stems):
+            rise = np.deg2rad(22 + 112 * (i + rng.uniform(0, 0.8)) / n_stems)
+            length = rng.uniform(0.24, 0.42) * (1.2 if len(sides) == 1 else 1.0)
+            _frond(stage, canvas, (root_x, root_y), -sign * float(np.cos(rise)), -float(np.sin(rise)), length)
     corner = -stage.side
     dark = np.zeros((stage.far_px, stage.far_px, 4), dtype=np.float32)
     for i in range(6):
@@ -36,6 +35,31 @@ def green_plants(stage: Stage, canvas: Floats) -> None:
     veil = np.clip(resize(blur(dark, 0.010 * stage.far_px), stage.size_px, stage.size_px), 0, 1)
     alpha = veil[..., 3:]
     canvas += veil[..., :3] - canvas * alpha  # premultiplied
+
+
+def _frond(stage: Stage, canvas: Floats, root: tuple[float, float], right: float, down: float, length: float) -> None:
+    """Paint a stem that bends under its weight, with a leaf at its tip and pairs of them along it, back ones first."""
+    rng, palette = stage.rng, stage.palette
+    lush, pale = palette.tint("24562f", 0.8), palette.tint("8cbf6a", 0.8)
+    n_pairs = 6
+    sag = rng.uniform(0.10, 0.22)
+
+    def at(part: float) -> tuple[float, float]:
+        return root[0] + right * length * part, root[1] + down * length * part * 1.1 + sag * length * part**2
+
+    depth = np.float32(rng.uniform(0.62, 1.0))  # stems further back get less light
+    lush, pale = lush * depth, pale * depth
+    _leaf(stage, canvas, root, at(0.98), 0.0035, lush, lush)
+    for k in range(1, n_pairs + 1):
+        place, ahead = at(k / (n_pairs + 0.6)), at(k / (n_pairs + 0.6) + 0.05)
+        heading = float(np.arctan2(ahead[1] - place[1], ahead[0] - place[0]))
+        size = length * (0.40 - 0.035 * k) * rng.uniform(0.85, 1.15)
+        for turn in (-0.85, 0.85):
+            angle = heading + turn * rng.uniform(0.85, 1.15)
+            tip = (place[0] + size * float(np.cos(angle)), place[1] + size * float(np.sin(angle)))
+            shine = np.float32(rng.uniform(0.82, 1.15))
+            _leaf(stage, canvas, place, tip, size * rng.uniform(0.15, 0.20), lush * shine, np.clip(pale * shine, 0, 1))
+    _leaf(stage, canvas, at(0.9), at(1.18), length * 0.045, lush, pale)
 
 
 def _leaf_field(
@@ -140,8 +164,8 @@ def glossy_spheres(stage: Stage, canvas: Floats) -> None:
     """Set polished spheres on the floor beside the product, shaded by the key light, mirroring the sky."""
     rng = stage.rng
     hues = (*stage.palette.accents, stage.palette.at(0.85))
-    for i, (at_x, foot) in enumerate(_beside(stage, 5, 0.145)):
-        radius = rng.uniform(0.036, 0.078)
+    for i, (at_x, foot) in enumerate(_beside(stage, 5, 0.155)):
+        radius = rng.uniform(0.048, 0.092)
         _sphere(stage, canvas, at_x, foot, radius, hues[(i + int(rng.integers(0, 2))) % len(hues)])
 
 
@@ -292,7 +316,7 @@ def confetti(stage: Stage, canvas: Floats) -> None:
     hues = (*stage.palette.accents, stage.palette.at(0.95), stage.palette.at(0.7))
     for i in range(150):
         near = (i / 150) ** 2.2
-        size = 0.006 + 0.016 * near
+        size = 0.007 + 0.018 * near
         at_x, at_y = rng.random(), rng.random() ** 1.25 * 0.97
         tilt, squash = rng.uniform(0, np.pi), rng.uniform(0.25, 1.0)
         if at_y > stage.horizon + 0.14:

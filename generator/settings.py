@@ -7,6 +7,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+LATENT_PX = 8
+"""Pixels of a picture that become one cell of Stable Diffusion's latents, along each side."""
+
 
 class MattingSettings(BaseModel):
     """Limits of the cut-outs that are made of product pictures without a transparent ground."""
@@ -114,6 +117,50 @@ class SigningSettings(BaseModel):
         return self
 
 
+class DiffusionSettings(BaseModel):
+    """Stable Diffusion with a ControlNet, as the diffusion renderer runs it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pipeline: str | None = Field(
+        None,
+        description="Stable Diffusion 1.x or 2.x in diffusers' layout: a folder, or a hub id such as owner/name. "
+        "Text-to-image and inpainting weights both do.",
+        min_length=1,
+    )
+    controlnet: str | None = Field(
+        None,
+        description="ControlNet made for it: a folder or a hub id; not set: the pipeline's own.",
+        min_length=1,
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub id's pipeline.", min_length=1)
+    download: bool = Field(False, description="Fetch a hub id that is not in the local cache; else that is an error.")
+    control: Literal["edges", "masked"] = Field(
+        "edges",
+        description="What the ControlNet was trained to see: the product's edges (canny), or the product with the "
+        "part to paint masked out (ControlNet-Inpaint).",
+    )
+    control_scale: float = Field(0.8, description="Weight of the ControlNet; 0 leaves it without effect.", ge=0, le=2)
+    n_steps: int = Field(20, description="Denoising steps.", ge=1, le=1000)
+    guidance_scale: float = Field(
+        7.5, description="Classifier-free guidance: how closely the prompt is followed; 1 is without.", ge=1, le=50
+    )
+    negative_prompt: str = Field(
+        "people, person, face, portrait, hands, text, letters, watermark, logo, blurry, deformed, low quality",
+        description="What is not to be painted; without effect at a guidance_scale of 1.",
+    )
+    batch_size: int = Field(4, description="Pictures that are painted together, at most.", ge=1, le=256)
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the first CUDA device, else the CPU.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Number format of the weights; auto: bfloat16 on CUDA, float32 on the CPU."
+    )
+    compile: bool = Field(
+        False,
+        description="Compile UNet and ControlNet with torch.compile: a minute or more at the first batch of each "
+        "size, then quicker ones. For workers that paint hundreds of pictures.",
+    )
+
+
 class TinyMllmSettings(BaseModel):
     """Sizes of the G-MLLM that is built from a configuration."""
 
@@ -155,6 +202,11 @@ class GeneratorSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    renderer: Literal["procedural", "diffusion"] = Field(
+        "procedural",
+        description="Who draws: procedural (on the CPU, from the prompt's words) or diffusion (Stable Diffusion).",
+    )
+    diffusion: DiffusionSettings = Field(DiffusionSettings(), description="The diffusion renderer.")
     size_px: int = Field(512, description="Side of a creative, in pixels.", ge=64, le=4096)
     n_candidates: int = Field(
         4,
@@ -218,3 +270,18 @@ class GeneratorSettings(BaseModel):
     signing: SigningSettings = Field(SigningSettings(), description="Who signs published files.")
     checks: CheckSettings = Field(CheckSettings(), description="Limits of the checks before publication.")
     mllm: MllmSettings = Field(MllmSettings(), description="The model that writes prompts for a group.")
+
+    @model_validator(mode="after")
+    def _check_renderer(self) -> GeneratorSettings:
+        if self.renderer == "diffusion":
+            if self.diffusion.pipeline is None:
+                raise ValueError(
+                    "generator.renderer is diffusion and generator.diffusion.pipeline is not set; "
+                    "it names a folder or a hub id. Nothing could be rendered"
+                )
+            if self.size_px % LATENT_PX:
+                raise ValueError(
+                    f"generator.size_px {self.size_px} is not divisible by {LATENT_PX}, which the diffusion renderer "
+                    "needs. Nothing could be rendered"
+                )
+        return self

@@ -24,9 +24,9 @@ from generator.certificate import load_identity
 from generator.inventory import Inventory
 from generator.likeness import ImageFeatures
 from generator.manifest import ManifestSigner
-from generator.procedural import ProceduralRenderer
 from generator.refresh import Refresher
 from generator.renderer import Renderer
+from generator.renderer_choice import choose_renderer
 from generator.review import UnusableReview, accepted_creative, judge
 from generator.settings import GeneratorSettings
 from generator.storage import ImageStore, ImageTampered, ImageUnreadable, read_bytes, read_metadata
@@ -190,6 +190,7 @@ class GeneratorWorker:
             old.n_duplicates + n_duplicates,
             old.n_dead_letters + n_dead,
             max(old.last_event_ms, message.timestamp_ms),
+            old.n_expired + message.n_expired_before,
         )
         handled.changes.put(Table.OFFSETS, key, encode_record(new))
 
@@ -263,6 +264,9 @@ def work(
     last_s = clock_s()
     while not stop():
         outbox.send()  # also what an earlier run, or a broker that was away, has left
+        if outbox.is_full:
+            time.sleep(POLL_S)
+            continue
         messages = source.poll(POLL_S)
         if not messages and until_idle_s is not None and clock_s() - last_s >= until_idle_s:
             break
@@ -321,7 +325,7 @@ def run_generator(
 
     Raises
     ------
-    streams.consumer.TopicsMissingError
+    streams.errors.TopicsMissingError
         The broker has no topic of shifts or of verdicts.
     generator.weights.WeightsMissing
         A package that a check needs is not there.
@@ -329,8 +333,11 @@ def run_generator(
         The certificate cannot be used.
     state.errors.StateLockedError
         Another generator uses the same ``generator.state_path``.
+    generator.renderer.RendererUnavailable
+        The renderer that the settings name cannot be had.
     """
     streams = streams.model_copy(update={"consumer_group": generator.consumer_group})
+    renderer = choose_renderer(generator)  # before anything is opened: weights may be missing
     identity = load_identity(generator.signing, now_ms=now_ms)
     images = ImageStore.of(generator, None if identity is None else ManifestSigner(identity))
     topics = [streams.topics.groups_shifted, streams.topics.creatives_reviewed]
@@ -338,7 +345,7 @@ def run_generator(
         Store(generator.state_path, map_size_mib=state.map_size_mib, sync=state.sync) as own,
         EventProducer(streams, client_id="osmf-generator") as producer,
     ):
-        outbox = Outbox(own, producer)
+        outbox = Outbox(own, producer, streams.outbox_events)
         outbox.send()
         online = _await_state(state, clock_s, stop, until_idle_s, sleep)
         if online is None:
@@ -346,7 +353,7 @@ def run_generator(
         with open_view(own) as view:
             offsets = {partition: record.next_offset for partition, record in view.offsets().items()}
         with online, BatchConsumer(streams, topics, offsets, clock_s) as consumer:
-            worker = GeneratorWorker(streams, generator, online, own, ProceduralRenderer(), images, features)
+            worker = GeneratorWorker(streams, generator, online, own, renderer, images, features)
             work(
                 worker,
                 consumer,

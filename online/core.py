@@ -96,7 +96,7 @@ class OnlineCore:
             ProductNeighbours(registry, bank, settings.model.form).nearest,
             settings.seed,
         )
-        self.counts = Counts(settings.counts.half_life_s * 1000)
+        self.counts = Counts(settings.counts.half_life_s * 1000, settings.limits.arms)
         self.expectations = Expectations()
         self._calibration = PreferenceCalibration()
         self._detection = ShiftDetection(settings.shift)
@@ -293,6 +293,28 @@ class OnlineCore:
         for dead in sorted(counted - {UNGROUPED, *lineage.group_ids})[:-DEAD_GROUPS_KEPT]:
             self.grouping.retire(product_id, dead)
             self.counts.hand_over(product_id, dead, UNGROUPED, now_ms)
+        if lineage.born:
+            self._distribute(product_id, now_ms)
+
+    def _distribute(self, product_id: str, now_ms: int) -> None:
+        """Give new groups the live counts of their users, as far as replay holds them."""
+        number = self._registry.products[product_id].number
+        remembered = self.learner.remembered(number)
+        if not len(remembered):
+            return
+        group_ids = self.grouping.assign_many(product_id, number, remembered.rows.attributes)
+        names = {
+            self._registry.creatives[product_id, creative_id].number: creative_id
+            for creative_id in {creative_id for _, creative_id in self.counts.cells_of(product_id)}
+        }
+        places, index = np.unique(np.stack([group_ids, remembered.rows.creatives]), axis=1, return_inverse=True)
+        n_impressions = np.bincount(index)
+        n_clicks = np.bincount(index, weights=remembered.clicks)
+        found = {
+            (int(group_id), names[int(creative)]): (int(n), int(x))
+            for group_id, creative, n, x in zip(*places, n_impressions, n_clicks, strict=True)
+        }
+        self.counts.distribute_live(product_id, found, now_ms)
 
     def _expect(self, product_id: str) -> None:
         """Ask the model which creatives each group of a product prefers."""

@@ -5,6 +5,7 @@ Integers for life, and floats that decay with event time beside them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -52,10 +53,21 @@ class Cell(msgspec.Struct):
 
 
 class Counts:
-    """Counts of arms and of the resident products' cells, with what changed since the last commit."""
+    """Counts of arms and of the resident products' cells, with what changed since the last commit.
 
-    def __init__(self, half_life_ms: float) -> None:
+    Parameters
+    ----------
+    half_life_ms
+        Time in which a live count loses half of its weight.
+    most_arms
+        Arms that are counted; events of further ones are left out of them.
+    """
+
+    def __init__(self, half_life_ms: float, most_arms: float = math.inf) -> None:
         self._half_life_ms = half_life_ms
+        self._most_arms = most_arms
+        self._arm_names: set[tuple[str, str]] = set()
+        self._n_left_out = 0
         self._cells: dict[str, dict[tuple[int, str], Cell]] = {}
         self._changed_cells: dict[CellId, None] = {}
         self._arms: dict[tuple[str, str, int], list[int]] = {}
@@ -67,6 +79,7 @@ class Counts:
         for key, value in txn.scan(Table.ARMS):
             arm = decoder.decode(value)
             self._arms[split_arm_key(key)] = [arm.n_impressions, arm.n_clicks]
+        self._arm_names = {(experiment, arm) for experiment, arm, _ in self._arms}
 
     def bring_in(self, product_id: str, txn: ReadTransaction) -> None:
         """Take a product's cells over from the state."""
@@ -119,9 +132,20 @@ class Counts:
     def _count_arm(self, impression: ImpressionRecord, position: int) -> None:
         if impression.experiment is None or impression.arm is None:
             return
-        key = (impression.experiment, impression.arm, impression.user_bucket)
+        name = (impression.experiment, impression.arm)
+        if name not in self._arm_names:
+            if len(self._arm_names) >= self._most_arms:
+                self._n_left_out += 1
+                return
+            self._arm_names.add(name)
+        key = (*name, impression.user_bucket)
         self._arms.setdefault(key, [0, 0])[position] += 1
         self._changed_arms[key] = None
+
+    def take_left_out(self) -> int:
+        """Return how many events have been left out of the arms since the last call."""
+        n_left_out, self._n_left_out = self._n_left_out, 0
+        return n_left_out
 
     def cells_of(self, product_id: str) -> dict[tuple[int, str], Cell]:
         """Return a product's cells by (group, creative)."""
@@ -141,6 +165,42 @@ class Counts:
             heir.live_clicks += old.live_clicks
             self._changed_cells[CellId(product_id, old_id, creative_id)] = None
             self._changed_cells[CellId(product_id, heir_id, creative_id)] = None
+
+    def distribute_live(self, product_id: str, remembered: dict[tuple[int, str], tuple[int, int]], now_ms: int) -> None:
+        """Distribute live counts anew over a product's groups, as far as it is remembered of whom they are.
+
+        What is remembered of a creative is taken from its cells, from each the same share, and put where it belongs.
+        The creative's totals stay.
+
+        Parameters
+        ----------
+        product_id
+            The product.
+        remembered
+            Impressions and clicks, by (group, creative).
+        now_ms
+            Event time.
+        """
+        cells = self._cells.get(product_id, {})
+        for creative_id in dict.fromkeys(creative_id for _, creative_id in remembered):
+            known = {key: counts for key, counts in remembered.items() if key[1] == creative_id}
+            for key in known:
+                cells.setdefault(key, Cell(updated_at_ms=now_ms))
+            of_creative = {key: cell for key, cell in cells.items() if key[1] == creative_id}
+            for cell in of_creative.values():
+                cell.decay(now_ms, self._half_life_ms)
+            n_known, n_clicks_known = (sum(counts[place] for counts in known.values()) for place in (0, 1))
+            total = sum(cell.live_impressions for cell in of_creative.values())
+            clicks = sum(cell.live_clicks for cell in of_creative.values())
+            share = min(1.0, n_known / total) if total else 0.0
+            for key, cell in of_creative.items():
+                n, n_clicks = known.get(key, (0, 0))
+                of_clicks = n_clicks / n_clicks_known if n_clicks_known else n / n_known
+                cell.live_impressions += share * (total * n / n_known - cell.live_impressions)
+                cell.live_clicks += share * (clicks * of_clicks - cell.live_clicks)
+                # Where more of the clicks than of the impressions were before what is remembered.
+                cell.live_clicks = min(cell.live_clicks, cell.live_impressions)
+                self._changed_cells[CellId(product_id, *key)] = None
 
     def restart_live(self, product_id: str, live: dict[tuple[int, str], tuple[int, int]], now_ms: int) -> None:
         """Set a product's live counts to what was seen since its tastes changed: (impressions, clicks) by cell."""

@@ -263,6 +263,10 @@ class PreferenceLearner:
             self._search.restart(products, category_of)
         self._averaging.restart(self._heeded(products), self._head.n_steps)
 
+    def remembered(self, product: int) -> LabelledRows:
+        """Return the rows of a product, by registration number, that are replayed: since its tastes last changed."""
+        return self._replay.of_product(product, self._head.replay_floors.get(product, 0))
+
     def relearnt(self) -> list[int]:
         """Return the products, by registration number, whose tastes have changed lately."""
         return [product for product, until in self._head.stressed_until.items() if until > self._head.n_rows_learnt]

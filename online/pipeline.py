@@ -14,15 +14,15 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 
 from online.core import OnlineCore
 from online.ctr import shrink
 from online.encoders import UnreadableImageError
 from online.features import FeatureBank
+from online.head import HEAD_KEY, read_head
 from online.ranking import ndcg_at
-from online.registry import Registry, UnknownProductError
+from online.registry import Registry, RegistryFullError, UnknownProductError
 from online.settings import OnlineSettings
 from online.shift import Shift
 from state.reading import StateView
@@ -49,18 +49,9 @@ from streams.events import (
     ProfileEntry,
     ShiftedGroup,
 )
-from streams.join import Join, Joined, Received, Refused, new_impressions, undecodable
+from streams.join import Join, Joined, Received, Refused, new_impressions, payload_of, undecodable
 from streams.merge import Message
 from streams.settings import StreamSettings
-
-
-class Head(msgspec.Struct, array_like=True):
-    """The pipeline's small numbers."""
-
-    n_batches: int = 0
-    watermark_ms: int = 0
-    newest_event_ms: int = 0
-    n_outbox: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,17 +84,14 @@ class Pipeline:
         self._registry = registry
         self._decoders: dict[str, EventDecoder] = topic_decoders(streams.topics, streams.fields)
         self._core = OnlineCore(online, registry, bank)
-        self._head = Head()
+        self._head = read_head(None)
         self._join = Join(streams.join)
         self._offsets: dict[tuple[str, int], OffsetRecord] = {}
-        self._user_keys: dict[str, int] = {}
 
     def restore(self, store: Store) -> None:
         """Continue from the state."""
         with store.read() as txn:
-            head = txn.get(Table.META, b"pipeline")
-            if head is not None:
-                self._head = msgspec.msgpack.decode(head, type=Head)
+            self._head = read_head(txn.get(Table.META, HEAD_KEY))
             self._join = Join(self._streams.join, self._head.watermark_ms)
             self._registry.restore(txn)
             self._core.restore(txn)
@@ -163,12 +151,31 @@ class Pipeline:
                     else:
                         joined.refuse(refused)
                 elif isinstance(event, Click):
-                    clicks.append(Received(event, message, row))
+                    received = Received(event, message, row)
+                    refused = self._ahead(received)
+                    if refused is None:
+                        clicks.append(received)
+                    else:
+                        joined.refuse(refused)
                 else:
                     self._register(event, message, row, changes, joined)
         return impressions, clicks
 
+    def _ahead(self, received: Received) -> Refused | None:
+        """Refuse an event that is dated far ahead of its message: believed, it would close every window before it."""
+        stamped_ms, dated_ms = received.message.timestamp_ms, event_time_ms(received.event)
+        ahead_s = (dated_ms - stamped_ms) / 1000
+        if not stamped_ms or ahead_s <= self._streams.max_ahead_s:
+            return None
+        return received.refuse(
+            "time_ahead",
+            f"it is dated {dated_ms}, {ahead_s:.0f} s ahead of its message ({stamped_ms}); allowed is up to "
+            f"streams.max_ahead_s = {self._streams.max_ahead_s} s",
+        )
+
     def _refusal(self, received: Received, event: Impression) -> Refused | None:
+        if (ahead := self._ahead(received)) is not None:
+            return ahead
         if event.product_id not in self._registry.products:
             return received.refuse("unknown_product", f"no product {event.product_id!r} has been registered")
         if (event.product_id, event.creative_id) not in self._registry.creatives:
@@ -180,7 +187,7 @@ class Pipeline:
     def _register(self, event: Event, message: Message, row: int, changes: ChangeSet, joined: Joined) -> None:
         tally = joined.tally(message.topic, message.partition)
         at = (message.topic, message.partition, message.offset, row)
-        payload = message.value or b""
+        payload = payload_of(event, message)
         try:
             if isinstance(event, Product):
                 new = self._registry.put_product(event, changes)
@@ -192,6 +199,9 @@ class Pipeline:
             return
         except UnreadableImageError as error:
             joined.refuse(Refused(*at, "unreadable_image", str(error), payload))
+            return
+        except RegistryFullError as error:
+            joined.refuse(Refused(*at, "over_limit", str(error), payload))
             return
         tally.n_used += 1
         tally.n_duplicates += not new
@@ -237,14 +247,18 @@ class Pipeline:
 
     def _dead_letter(self, refused: Refused) -> tuple[str, DeadLetter]:
         event_id = f"{refused.topic}-{refused.partition}-{refused.offset}-{refused.row}"
+        self._head.refused[refused.reason] = self._head.refused.get(refused.reason, 0) + 1
+        payload, detail, n_most = refused.payload, refused.detail, self._streams.dead_letter_kib << 10
+        if len(payload) > n_most:
+            detail += f"; of its {len(payload):,} bytes the first {n_most:,} are here (streams.dead_letter_kib)"
         return self._streams.topics.dead_letters, DeadLetter(
             event_id=event_id,
             reason=refused.reason,
-            detail=refused.detail,
+            detail=detail,
             topic=refused.topic,
             partition=refused.partition,
             offset=refused.offset,
-            payload=refused.payload,
+            payload=payload[:n_most],
         )
 
     def _shifted(self, shift: Shift, now_ms: int, changes: ChangeSet) -> tuple[str, GroupsShifted]:
@@ -327,7 +341,9 @@ class Pipeline:
             changes.put(Table.OUTBOX, number_key(self._head.n_outbox), encode_record(record))
         self._head.n_batches += 1
         self._head.watermark_ms = self._join.watermark_ms
-        changes.put(Table.META, b"pipeline", msgspec.msgpack.encode(self._head))
+        self._head.n_closed_early += joined.n_closed_early
+        self._head.n_left_out_of_arms += self._core.counts.take_left_out()
+        changes.put(Table.META, HEAD_KEY, encode_record(self._head))
         consumed: dict[tuple[str, int], list[Message]] = defaultdict(list)
         for message in messages:
             consumed[message.topic, message.partition].append(message)
@@ -341,6 +357,7 @@ class Pipeline:
                 old.n_duplicates + tally.n_duplicates,
                 old.n_dead_letters + tally.n_dead_letters,
                 max([old.last_event_ms, *(message.timestamp_ms for message in taken)]),
+                old.n_expired + sum(message.n_expired_before for message in taken),
             )
             self._offsets[partition] = offset
             changes.put(Table.OFFSETS, partition_key(*partition), encode_record(offset))

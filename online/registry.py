@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import msgspec
@@ -45,6 +46,16 @@ class UnknownProductError(ValueError):
         )
 
 
+class RegistryFullError(ValueError):
+    """There are as many products or creatives as the settings allow."""
+
+    def __init__(self, what: str, name: str, most: float) -> None:
+        super().__init__(
+            f"{what} {name!r} is not registered: online.limits.{what}s = {most} are, each of which takes memory. Raise "
+            "the limit and send it again; its impressions go to the dead letters until then"
+        )
+
+
 class Registry:
     """Registers products and creatives, and encodes them once.
 
@@ -56,6 +67,8 @@ class Registry:
         Reads an image's bytes.
     bank
         Where the features go.
+    most_products, most_creatives
+        How many may be registered.
     """
 
     def __init__(
@@ -64,7 +77,12 @@ class Registry:
         image: Callable[[], ImageEncoder],
         open_image: OpenImage,
         bank: FeatureBank,
+        *,
+        most_products: float = math.inf,
+        most_creatives: float = math.inf,
     ) -> None:
+        self._most_products = most_products
+        self._most_creatives = most_creatives
         self._text = text
         self._image = image
         self._open_image = open_image
@@ -99,8 +117,16 @@ class Registry:
         self.creative_numbers[product] = np.sort(np.append(known, record.number))
 
     def put_product(self, event: Product, changes: ChangeSet) -> bool:
-        """Register a product, or take over its new title; return whether anything changed."""
+        """Register a product, or take over its new title; return whether anything changed.
+
+        Raises
+        ------
+        RegistryFullError
+            It is new, and there are as many as may be.
+        """
         known = self.products.get(event.product_id)
+        if known is None and len(self.products) >= self._most_products:
+            raise RegistryFullError("product", event.product_id, self._most_products)
         fields = (event.title, event.category, event.image_uri)
         if known is not None and fields == (known.title, known.category, known.image_uri):
             return False
@@ -123,12 +149,16 @@ class Registry:
             Its product is not registered.
         UnreadableImageError
             Its image cannot be read, or is not the one that the event describes.
+        RegistryFullError
+            There are as many as may be.
         """
         if event.product_id not in self.products:
             raise UnknownProductError(event.creative_id, event.product_id)
         key = (event.product_id, event.creative_id)
         if key in self.creatives:
             return False
+        if len(self.creatives) >= self._most_creatives:
+            raise RegistryFullError("creative", event.creative_id, self._most_creatives)
         image = None
         if event.image_uri is not None:
             try:

@@ -23,23 +23,23 @@ from state.store import ChangeSet, ReadTransaction, Table
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-N_DIRECTIONS = 24
+N_DIRECTIONS = 48
 """Directions of images that are looked at: those along which the creatives of a product differ most."""
 
 N_FITTED_CREATIVES = 8_192
 """Creatives, at most, from which the directions are taken."""
 
-MIN_VALUE_CLICKS = 8.0
-"""Expected clicks of an attribute's value below which the value is left out."""
-
-ASKED_CLICKS = tuple(round(200 * 1.2**look) for look in range(15))
+ASKED_CLICKS = tuple(round(100 * 1.2**look) for look in range(19))
 """Clicks of a search at which its sums are looked at; after the last it ends."""
 
-MIN_RELEVANCE = 4.5
-"""Standard deviations from which an attribute is believed to decide, ..."""
+TASTE_SPREAD = 0.45
+"""Standard deviation, in logits, of what a value's users prefer in a product's images if the attribute decides."""
 
-MIN_LEAD = 2.0
-"""... if it is as many ahead of every other."""
+MIN_RELEVANCE = 6.0
+"""Logarithm of the Bayes factor from which an attribute is believed to decide, ..."""
+
+MIN_LEAD = 3.0
+"""... if it is as far ahead of every other."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,12 @@ class Sums(msgspec.Struct, array_like=True):
 def relevance(
     scores: Floats, squares: Floats, by_value: Floats, counts: Floats, ctr: float, cardinalities: Sequence[int]
 ) -> Floats:
-    """Return how far each attribute's values differ in which images are clicked, in standard deviations, (N,).
+    """Return how much sooner an attribute explains which images are clicked than chance does, log Bayes factors (N,).
 
-    It is a score test of the interaction between attribute and image: 0 on average for an attribute that does not
-    matter, and growing with the square root of the rows for one that does. An attribute that goes with the one that
-    matters (age with child age) shows a part of it.
+    It is a score test of the interaction between attribute and image, as a random effect: if the attribute decides,
+    the mean scores of its values are spread as tastes are (`TASTE_SPREAD`); if not, they are equal. Attributes of
+    few and of many values are so compared fairly, and looking often raises a false alarm seldom. An attribute that goes
+    with the one that decides (age with child age) shows a part of it.
 
     Parameters
     ----------
@@ -106,23 +107,29 @@ def relevance(
         Number of values of each attribute; their sum is V.
     """
     n_rows = counts[: cardinalities[0]].sum()
-    means = scores / n_rows  # (Q,)
-    variances = squares / n_rows - means**2
+    variances = squares / n_rows - (scores / n_rows) ** 2  # (Q,)
     seen = variances > 0
+    # In units of a row's deviation, a preference of one deviation of the image moves the mean by sqrt(ctr).
+    spread = ctr * TASTE_SPREAD**2 / max(int(seen.sum()), 1)
     found = np.zeros(len(cardinalities))
     start = 0
     for field, cardinality in enumerate(cardinalities):
-        rows = slice(start, start + cardinality)
+        n = counts[start : start + cardinality]
+        means = by_value[start : start + cardinality][n > 0][:, seen] / np.sqrt(variances[seen])
         start += cardinality
-        kept = counts[rows] * ctr >= MIN_VALUE_CLICKS
-        n_free = (int(kept.sum()) - 1) * int(seen.sum())
-        if n_free <= 0:
-            continue
-        n = counts[rows][kept, None]
-        excess = by_value[rows][kept][:, seen] - n * means[seen]  # (V, Q)
-        statistic = float((excess**2 / (n * variances[seen])).sum())
-        found[field] = (statistic - n_free) / np.sqrt(2 * n_free)
+        n = n[n > 0, None]
+        means = means / n  # (V, Q)
+        kept = n / (1 + spread * n)  # precision of a value's mean, its own spread included
+        explained = _scatter(means, n) - _scatter(means, kept)
+        by_chance = np.log1p(spread * n).sum() + np.log(kept.sum() / n.sum())
+        found[field] = (explained - by_chance).sum() / 2
     return found
+
+
+def _scatter(means: Floats, weights: Floats) -> Floats:
+    """Return the weighted squares of means, (V, Q), about their weighted mean, (Q,)."""
+    middle = (weights * means).sum(axis=0) / weights.sum()
+    return np.asarray((weights * (means - middle) ** 2).sum(axis=0))
 
 
 def likeness(scores: Floats, squares: Floats, by_value: Floats, counts: Floats) -> Floats:

@@ -95,6 +95,13 @@ class Replay:
             index = self._above_floors(index, floors, rng)
         return rows.take(index[rows.weights[index] > 0])
 
+    def of_product(self, product: int, floor: int) -> LabelledRows:
+        """Return a product's rows from block ``floor`` on, without those whose label was taken back."""
+        if not self._blocks:
+            return NO_ROWS
+        rows, numbers = self._rows()
+        return rows.take((rows.rows.products == product) & (numbers >= floor) & (rows.weights > 0))
+
     def _above_floors(self, index: Ints, floors: dict[int, int], rng: np.random.Generator) -> Ints:
         rows, numbers = self._rows()
         lost = _below(rows.rows.products[index], numbers[index], floors)

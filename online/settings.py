@@ -209,6 +209,24 @@ class LimitSettings(BaseModel):
         description="Creatives of a product that bytes_per_product has to cover. One with more is worked off all the "
         "same, and may need more.",
     )
+    products: int = Field(
+        200_000,
+        ge=1,
+        description="Products that are registered; further ones go to the dead letters. Their titles' features stay in "
+        "memory, about 4 KB each.",
+    )
+    creatives: int = Field(
+        500_000,
+        ge=1,
+        description="Creatives that are registered, of all products; further ones go to the dead letters. Their "
+        "images' features stay in memory, about 11 KB each.",
+    )
+    arms: int = Field(
+        1_000,
+        ge=1,
+        description="Arms of experiments that are counted, each in online.counts.user_buckets; events of further ones "
+        "count for their groups only, and the state says how many.",
+    )
 
 
 class OnlineSettings(BaseModel):

@@ -8,6 +8,7 @@ outbound messages included. 4. Outbound messages are sent, with ids that a repet
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from enum import StrEnum
 
@@ -70,7 +71,7 @@ class Shard:
         self._consumer: BatchConsumer | None = None
         try:
             pipeline.restore(store)
-            self._outbox = Outbox(store, producer())
+            self._outbox = Outbox(store, producer(), streams.outbox_events)
             topics = streams.topics
             inputs = [topics.products, topics.creatives, topics.impressions, topics.clicks]
             self._consumer = BatchConsumer(streams, inputs, pipeline.next_offsets(), clock_s, partition=partition)
@@ -89,8 +90,14 @@ class Shard:
             Another process has taken the state over; the batch is that one's.
         """
         assert self._consumer is not None
+        if self._outbox.is_full:
+            self._outbox.send()
+            if self._outbox.is_full:
+                time.sleep(poll_s)
+                return None
         messages = self._consumer.poll(poll_s)
         if not messages:
+            self._outbox.send()
             return None
         self._on_step(Step.POLLED)
         with self._store.read() as txn:

@@ -36,16 +36,16 @@ class SharedShards:
         self._open_shard = open_shard
         self._shards: dict[int, Shard] = {}
         self._lost: set[int] = set()
-        self._round = 0
+        self._n_rounds = 0
 
     def step(self) -> list[BatchSummary] | None:
         """Work off at most one micro-batch of each shard; None when there was no time to be idle.
 
         That is while this process is given no shard, and when it has just taken one over.
         """
-        given = self._membership.poll()
-        if self._membership.round != self._round:
-            self._round = self._membership.round
+        n_rounds, given = self._membership.poll()
+        if n_rounds != self._n_rounds:
+            self._n_rounds = n_rounds
             self._lost.clear()
         for partition in sorted(self._shards.keys() - given):
             self._give_away(partition)

@@ -52,7 +52,15 @@ def build_pipeline(
     """Build a pipeline with the encoders of the settings, or with ones that are loaded already."""
     encoders = encoders or LazyEncoders(online)
     bank = FeatureBank(*feature_dims(online))
-    return Pipeline(streams, online, Registry(encoders.text, encoders.image, open_image, bank), bank)
+    registry = Registry(
+        encoders.text,
+        encoders.image,
+        open_image,
+        bank,
+        most_products=online.limits.products,
+        most_creatives=online.limits.creatives,
+    )
+    return Pipeline(streams, online, registry, bank)
 
 
 def run_online(
@@ -87,7 +95,7 @@ def run_online(
     ------
     state.errors.StateError
         The state cannot be used, or could not be written.
-    streams.consumer.ConsumerError
+    streams.errors.ConsumerError
         The topics cannot be consumed from where the state stands.
     """
     import torch
@@ -107,7 +115,7 @@ def run_online(
 
         work: LoneShard | SharedShards
         if streams.shared:
-            membership = Membership(streams, streams.topics.impressions)
+            membership = Membership(streams, streams.topics.impressions, clock_s)
             work = SharedShards(membership, lambda n: open_shard(shard_folder(state.path, n), n))
         else:
             work = LoneShard(open_shard(state.path, None))

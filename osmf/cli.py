@@ -40,8 +40,10 @@ def main(
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    for chatty in ("kafka", "apscheduler", "httpx", "transformers"):
+    for chatty in ("apscheduler", "httpx", "transformers"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
+    # While a broker is away its client logs errors every second; that it is away, and what follows, is said by us.
+    logging.getLogger("kafka").setLevel(logging.ERROR if verbose else logging.CRITICAL)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if config is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,10 +14,13 @@ from rich.table import Table
 from online.category_metrics import CategoryReading, read_category_metrics
 from online.ctr import shrink
 from online.displacement import read_centroid_displacements
+from online.head import HEAD_KEY, Head, read_heads
 from online.metrics import MetricPoint, read_metrics
 from osmf.figures import Figures, commit, device
 from state.reading import StateReader, StateView
 from state.records import Cell, GroupRecord, OffsetRecord, ProductGroups, ProductRecord
+from streams.lag import read_lag
+from streams.settings import StreamSettings
 
 MOST_ROWS: Final = 40
 """Products, or creatives of a product, that the tables show."""
@@ -86,6 +89,7 @@ class Inspection:
     """What a state held at one commit.
 
     ``n_resident`` products are held by the online process; of ``n_parked`` more that were shown, the state alone knows.
+    ``lag`` is how many messages the log is ahead, by partition, where the broker was asked.
     """
 
     path: Path
@@ -99,7 +103,10 @@ class Inspection:
     n_parked: int
     n_shifts: int
     n_waiting_clicks: int
+    n_pending_impressions: int
     n_outbox: int
+    head: Head
+    lag: dict[tuple[str, int], int] | None = None
 
 
 def inspect_state(path: Path, *, product_id: str | None = None) -> Inspection:
@@ -136,7 +143,9 @@ def inspect_state(path: Path, *, product_id: str | None = None) -> Inspection:
             n_parked=view.n_parked_products(),
             n_shifts=sum(product_id in (None, shift.product_id) for shift in view.shifts()),
             n_waiting_clicks=view.n_waiting_clicks(),
+            n_pending_impressions=view.n_pending_impressions(),
             n_outbox=view.n_outbox(),
+            head=read_heads(view.meta(HEAD_KEY.decode())),
         )
 
 
@@ -195,11 +204,17 @@ def inspection_figures(inspection: Inspection, *, seconds: float) -> Figures:
         "used": sum(offset.n_used for offset in inspection.offsets.values()),
         "duplicates": sum(offset.n_duplicates for offset in inspection.offsets.values()),
         "dead_letters": sum(offset.n_dead_letters for offset in inspection.offsets.values()),
+        "expired": sum(offset.n_expired for offset in inspection.offsets.values()),
         "waiting_clicks": inspection.n_waiting_clicks,
+        "pending_impressions": inspection.n_pending_impressions,
+        "impressions_closed_early": inspection.head.n_closed_early,
+        "events_left_out_of_arms": inspection.head.n_left_out_of_arms,
         "outbox": inspection.n_outbox,
         "shifts": inspection.n_shifts,
         "encoder_version": max(inspection.encoder_versions, default=0),
     }
+    if inspection.lag is not None:
+        metrics["events_behind"] = sum(inspection.lag.values())
     if last is not None:
         metrics |= {
             "n_labelled": last.n_labelled,
@@ -222,6 +237,7 @@ def inspection_figures(inspection: Inspection, *, seconds: float) -> Figures:
             for product in products
             for creative in product.creatives
         ],
+        "dead_letters_by_reason": dict(sorted(inspection.head.refused.items())),
         "categories": [reading._asdict() for reading in inspection.categories],
         "groups": [
             _group_detail(product, group, displacement)
@@ -237,7 +253,9 @@ def inspection_figures(inspection: Inspection, *, seconds: float) -> Figures:
                 "used": offset.n_used,
                 "duplicates": offset.n_duplicates,
                 "dead_letters": offset.n_dead_letters,
+                "expired": offset.n_expired,
                 "last_event_ms": offset.last_event_ms,
+                "behind": None if inspection.lag is None else inspection.lag.get((topic, partition)),
             }
             for (topic, partition), offset in inspection.offsets.items()
         ],
@@ -313,18 +331,36 @@ def _stream_table(inspection: Inspection) -> Table:
         f"encoder version {max(inspection.encoder_versions, default=0)}",
         f"{inspection.n_resident:,} products resident, {inspection.n_parked:,} parked",
         f"{inspection.n_shifts:,} shifts",
+        f"{inspection.n_pending_impressions:,} impressions may still be clicked",
         f"{inspection.n_waiting_clicks:,} clicks wait for their impression",
+        *(f"{n:,} {what}" for what, n in _limited(inspection).items() if n),
     ]
     if inspection.points:
         last = inspection.points[-1]
         words.insert(0, f"AUROC {last.auroc:.3f} over {last.n_labelled:,} labelled impressions")
     table = _table(f"{inspection.path}", ["topic", "partition"], caption=" · ".join(words))
-    for name in ("next offset", "consumed", "used", "duplicates", "dead letters"):
+    columns = ["next offset", "consumed", "used", "duplicates", "dead letters"]
+    has_expired, lag = any(offset.n_expired for offset in inspection.offsets.values()), inspection.lag
+    for name in [*columns, *(["expired"] if has_expired else []), *(["behind"] if lag is not None else [])]:
         table.add_column(name, justify="right")
-    for (topic, partition), offset in inspection.offsets.items():
-        counts = (offset.next_offset, offset.n_consumed, offset.n_used, offset.n_duplicates, offset.n_dead_letters)
-        table.add_row(topic, str(partition), *(f"{count:,}" for count in counts))
+    for partition, offset in inspection.offsets.items():
+        counts = [offset.next_offset, offset.n_consumed, offset.n_used, offset.n_duplicates, offset.n_dead_letters]
+        counts += [offset.n_expired] if has_expired else []
+        counts += [lag.get(partition, 0)] if lag is not None else []
+        table.add_row(partition[0], str(partition[1]), *(f"{count:,}" for count in counts))
     return table
+
+
+def _limited(inspection: Inspection) -> dict[str, int]:
+    """Return what limits have left out, and outbound messages that wait: nothing of it in the usual course."""
+    reasons = ", ".join(f"{n:,} {reason}" for reason, n in sorted(inspection.head.refused.items()))
+    return {
+        f"dead letters ({reasons})": sum(inspection.head.refused.values()),
+        "impressions were closed before their attribution window had passed": inspection.head.n_closed_early,
+        "events were not counted for their arm": inspection.head.n_left_out_of_arms,
+        "events expired before they were read": sum(offset.n_expired for offset in inspection.offsets.values()),
+        "outbound messages wait for the broker": inspection.n_outbox,
+    }
 
 
 def _categories_table(categories: list[CategoryReading]) -> Table:
@@ -445,9 +481,29 @@ def _table(title: str, columns: Iterable[str], *, caption: str | None) -> Table:
     return table
 
 
-def run_inspect(path: Path, *, product_id: str | None = None) -> tuple[Figures, list[Table]]:
-    """Read a state; return its figures and its tables."""
+def run_inspect(
+    path: Path, *, product_id: str | None = None, lag_of: StreamSettings | None = None
+) -> tuple[Figures, list[Table]]:
+    """Read a state; return its figures and its tables.
+
+    Parameters
+    ----------
+    path
+        The state's folder.
+    product_id
+        The only product to read; None: all.
+    lag_of
+        The broker that is asked how far the log is ahead of the state; None: none is.
+
+    Raises
+    ------
+    streams.errors.BrokerAwayError
+        The broker does not answer.
+    """
     started_s = time.monotonic()
     inspection = inspect_state(path, product_id=product_id)
+    if lag_of is not None:
+        next_offsets = {partition: offset.next_offset for partition, offset in inspection.offsets.items()}
+        inspection = replace(inspection, lag=read_lag(lag_of, next_offsets))
     figures = inspection_figures(inspection, seconds=time.monotonic() - started_s)
     return figures, inspection_tables(inspection, product_id=product_id)

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 from osmf.log_entry import KINDS, Kind, LogEntry
 from state.reading import StateView
 from state.records import WaitingClickRecord
-from streams.codec import EventDecoder, Undecodable, topic_decoders
+from streams.codec import EventDecoder, Undecodable, event_time_ms, topic_decoders
 from streams.events import Click, Creative, DeadLetter, Event, Impression, Product
 from streams.settings import StreamSettings
 from streams.tail import Tail
@@ -157,7 +157,12 @@ class Recount:
 
 
 def recount_entries(entries: Iterable[LogEntry], streams: StreamSettings) -> dict[tuple[str, str], Counts]:
-    """Count the events of a log from files by (product, creative)."""
+    """Count the events of a log from files by (product, creative).
+
+    Impressions and clicks that are dated too far ahead are left out, as the online process leaves them out
+    (``streams.max_ahead_s``).
+    """
+    now_ms = time.time_ns() // 1_000_000
     names = {getattr(streams.topics, kind): kind for kind in KINDS}
     decoders: dict[Kind, EventDecoder] = {
         names[topic]: decoder for topic, decoder in topic_decoders(streams.topics, streams.fields).items()
@@ -165,7 +170,10 @@ def recount_entries(entries: Iterable[LogEntry], streams: StreamSettings) -> dic
     with Recount(streams, only_known=True) as recount:
         for entry in entries:
             for event in decoders[entry.kind].decode(entry.payload):
-                if not isinstance(event, Undecodable):
+                if isinstance(event, Undecodable):
+                    continue
+                latest_ms = min(entry.timestamp_ms, now_ms) + streams.max_ahead_s * 1000
+                if not isinstance(event, Impression | Click) or event_time_ms(event) <= latest_ms:
                     recount.add(event)
         return recount.counts()
 

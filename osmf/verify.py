@@ -35,7 +35,10 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Verification:
-    """What a verification found; ``n_compared`` is None when there were no events to compare with."""
+    """What a verification found; ``n_compared`` is None when there were no events to compare with.
+
+    ``missing`` names events that were never counted because the broker had dropped them: what is there is in order.
+    """
 
     path: Path
     totals: Counts
@@ -43,6 +46,7 @@ class Verification:
     n_compared: int | None = None
     differences: list[Difference] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -79,14 +83,14 @@ def verify_state(
         waiting = view.waiting_clicks()
         counted = _counted(view)
         totals = Counts(sum(c.n_impressions for c in counted.values()), sum(c.n_clicks for c in counted.values()))
-        broken = broken_invariants(view, waiting, streams)
+        broken, missing = broken_invariants(view, waiting, streams), expired_events(view)
         n_cells = len(view.cells())
         if entries is not None:
             events = recount_entries(entries(), streams)
         elif from_topics:
             events = recount_topics(view, waiting, streams)
         else:
-            return Verification(path, totals, n_cells, broken=broken)
+            return Verification(path, totals, n_cells, broken=broken, missing=missing)
     nothing = Counts(0, 0)
     names = sorted(counted.keys() | events.keys())
     differences = [
@@ -94,7 +98,7 @@ def verify_state(
         for name in names
         if counted.get(name, nothing) != events.get(name, nothing)
     ]
-    return Verification(path, totals, n_cells, len(names), differences, broken)
+    return Verification(path, totals, n_cells, len(names), differences, broken, missing)
 
 
 def _counted(view: StateView) -> dict[tuple[str, str], Counts]:
@@ -150,6 +154,15 @@ def broken_invariants(view: StateView, waiting: Iterable[WaitingClickRecord], st
     return broken
 
 
+def expired_events(view: StateView) -> list[str]:
+    """Return of which partitions events expired before they were counted, in words; empty when of none."""
+    return [
+        f"{topic}[{partition}]: {offset.n_expired:,} events had expired on the broker and were never counted"
+        for (topic, partition), offset in view.offsets().items()
+        if offset.n_expired
+    ]
+
+
 def _used_once(offsets: dict[tuple[str, int], OffsetRecord], topic: str) -> int:
     return sum(offset.n_used - offset.n_duplicates for (name, _), offset in offsets.items() if name == topic)
 
@@ -161,6 +174,7 @@ def verification_figures(found: Verification, *, seconds: float) -> Figures:
         "clicks": found.totals.n_clicks,
         "cells": found.n_cells,
         "broken_invariants": len(found.broken),
+        "partitions_with_expired_events": len(found.missing),
     }
     if found.n_compared is not None:
         metrics |= {"creatives_compared": found.n_compared, "differences": len(found.differences)}
@@ -174,6 +188,7 @@ def verification_figures(found: Verification, *, seconds: float) -> Figures:
         detail={
             "state": str(found.path),
             "broken_invariants": found.broken[:MOST_DIFFERENCES],
+            "expired": found.missing,
             "differences": [
                 {
                     "product_id": difference.product_id,
@@ -198,6 +213,7 @@ def verification_tables(found: Verification) -> list[RenderableType]:
         (f"{found.path}: {'in order' if found.ok else 'NOT in order'}. ", "bold green" if found.ok else "bold red"),
         f"{found.totals.n_impressions:,} impressions and {found.totals.n_clicks:,} clicks in {found.n_cells:,} cells; ",
         f"{len(found.broken):,} contradictions. {compared}",
+        *(f"\n{sentence} (streams.expired_offsets)" for sentence in found.missing),
     )
     if found.ok:
         return [words]

@@ -70,7 +70,7 @@ def choose_prompts(
         n_creatives = int(rng.integers(settings.min_creatives, settings.max_creatives + 1))
         best: tuple[float, list[Prompt]] = (-np.inf, [])
         for _ in range(N_CANDIDATE_SETS):
-            prompts = _draw_prompts(title, n_creatives, rng)
+            prompts = draw_prompts(title, n_creatives, rng)
             styles = np.stack([style_of(prompt) for prompt in prompts])
             odds = np.exp(styles @ directions.T)  # (n_creatives, S): clicks are rare, so odds are chances
             per_segment = float(odds.max(axis=0) @ shares)
@@ -128,10 +128,10 @@ def make_creatives(
     return creatives
 
 
-def _draw_prompts(title: str, n_prompts: int, rng: np.random.Generator) -> list[Prompt]:
+def draw_prompts(title: str, n_prompts: int, rng: np.random.Generator) -> list[Prompt]:
+    """Draw prompts that differ as far as their number allows: a slot repeats no word before all were used."""
     words: dict[str, list[str]] = {}
     for slot, vocabulary in VOCABULARY.items():
-        # Each slot goes through its words in a random order before it repeats one.
         rounds = [rng.permutation(len(vocabulary)) for _ in range(-(-n_prompts // len(vocabulary)))]
         words[slot] = [vocabulary[i] for i in np.concatenate(rounds)[:n_prompts]]
     return [

@@ -34,10 +34,15 @@ class StateForeignError(StateError):
 class StateLayoutError(StateError):
     """The state was written with another layout version."""
 
-    def __init__(self, path: Path, found: str, known: int) -> None:
+    def __init__(self, path: Path, found: str, known: int, *, migrates_from: int | None = None) -> None:
         number = int(found) if found.isascii() and found.isdigit() else 0
         if number > known:
             advice = "A newer program wrote it: install that one."
+        elif migrates_from is not None and number >= migrates_from:
+            advice = (
+                "`osmf state migrate` brings it to this program's layout, with all processes of the state stopped; "
+                "take a backup with the program that wrote it first."
+            )
         elif number > 0:
             advice = (
                 "Older layouts are not continued. Use the program version that wrote it, or start with an empty "

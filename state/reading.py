@@ -182,6 +182,10 @@ class StateView:
         """Return how many clicks wait for their impression."""
         return self._count(Table.WAITING_CLICKS)
 
+    def n_pending_impressions(self) -> int:
+        """Return how many impressions are kept for their clicks."""
+        return self._count(Table.IMPRESSIONS)
+
     def n_resident_products(self) -> int:
         """Return of how many products the online process holds groups and counts in memory."""
         return self._count(Table.RESIDENTS)

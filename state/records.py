@@ -17,7 +17,8 @@ class OffsetRecord(msgspec.Struct, frozen=True, array_like=True):
     """What has been consumed of one partition.
 
     ``n_used`` includes ``n_duplicates`` (recognised and without effect). Every consumed event is
-    used, dead-lettered or (a click ahead of its impression) waiting.
+    used, dead-lettered or (a click ahead of its impression) waiting. ``n_expired`` messages were never consumed: the
+    broker had dropped them, and the settings said to go on.
     """
 
     next_offset: int
@@ -26,6 +27,7 @@ class OffsetRecord(msgspec.Struct, frozen=True, array_like=True):
     n_duplicates: int
     n_dead_letters: int
     last_event_ms: int
+    n_expired: int = 0
 
 
 class ProductRecord(msgspec.Struct, frozen=True, array_like=True):

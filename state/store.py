@@ -43,6 +43,9 @@ from state.pages import PageError, check_pages
 LAYOUT_VERSION = 5
 """Version of the tables and record layouts; another version is refused, never guessed."""
 
+MIGRATES_FROM = 4
+"""The oldest layout from which `state.migration` leads to this one."""
+
 _LAYOUT_KEY = b"layout_version"
 
 # LMDB takes a write that the disk took in part for an input/output error.
@@ -404,7 +407,7 @@ def _open_tables(path: Path, environment: lmdb.Environment) -> dict[Table, lmdb.
     if layout is None:
         raise StateForeignError(path, "holds an LMDB environment without a layout version")
     if layout != str(LAYOUT_VERSION).encode():
-        raise StateLayoutError(path, layout.decode(errors="replace"), LAYOUT_VERSION)
+        raise StateLayoutError(path, layout.decode(errors="replace"), LAYOUT_VERSION, migrates_from=MIGRATES_FROM)
     try:
         return {table: environment.open_db(table.encode(), create=False) for table in Table}
     except lmdb.NotFoundError as error:

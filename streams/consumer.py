@@ -6,12 +6,18 @@ broker after each commit, for lag tools only.
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any
 
+from streams.errors import NotCopartitionedError, TopicsMissingError
+from streams.lag import LagWatch
 from streams.merge import Message, PartitionMerge
 from streams.settings import StreamSettings
+from streams.topic_reader import TopicReader
+
+log = logging.getLogger(__name__)
 
 READ_AHEAD_BATCHES = 2
 """A topic is read on until this many batches of it are buffered, or one of its partitions has run dry."""
@@ -21,65 +27,25 @@ POLL_MS = 10
 """How long one fetch waits for the network when a partition has nothing buffered, milliseconds."""
 
 
-class ConsumerError(RuntimeError):
-    """The log cannot be consumed from where the state stands."""
+SILENT_S = 10.0
+"""How long nothing may come before the broker is asked whether it is there, and a batch is left unfinished, seconds."""
 
 
-class StateAheadOfBrokerError(ConsumerError):
-    """The state has consumed more of a partition than the broker holds: it is another log."""
-
-    def __init__(self, topic: str, partition: int, wanted: int, end: int) -> None:
-        super().__init__(
-            f"{topic}[{partition}] ends at offset {end} on the broker, the state continues at {wanted}: this is not "
-            "the log that the state was built from. Nothing was consumed. Point streams.bootstrap_servers to the "
-            "right broker, or start with a new state.path."
-        )
-
-
-class OffsetsExpiredError(ConsumerError):
-    """The broker no longer has messages that have not been consumed."""
-
-    def __init__(self, topic: str, partition: int, wanted: int, first: int) -> None:
-        super().__init__(
-            f"{topic}[{partition}] starts at offset {first} on the broker, the state continues at {wanted}: "
-            f"{first - wanted} events ({wanted} to {first - 1}) have expired and were never counted. Nothing was "
-            "consumed. Restore those events, raise the topic's retention, or start with a new state.path."
-        )
-
-
-class TopicsMissingError(ConsumerError):
-    """A topic that is to be read is not on the broker."""
-
-    def __init__(self, missing: list[str], bootstrap_servers: str) -> None:
-        super().__init__(
-            f"no topic {', '.join(missing)} on {bootstrap_servers}: nothing can be consumed. Create them "
-            "(`osmf broker --topics-only` does on a running broker), or set streams.topics to the names in use."
-        )
-
-
-class NotCopartitionedError(ConsumerError):
-    """Topics that are to be read partition by partition do not have as many of them."""
-
-    def __init__(self, n_partitions: Mapping[str, int]) -> None:
-        counts = ", ".join(f"{topic} has {n}" for topic, n in n_partitions.items())
-        super().__init__(
-            f"the topics differ in their partitions ({counts}): with streams.shared each partition is a shard of its "
-            "own, and a product's events must have the same partition in every topic. Nothing was consumed. Give all "
-            "of these topics the same number of partitions and key them by product, or set streams.shared to false."
-        )
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 class BatchConsumer:
     """Reads every partition of some topics, or one of each, and yields micro-batches in merged order.
 
     Each topic has a consumer of its own, so that a topic that is far ahead can be left alone while
-    another is read. (One consumer with ``pause`` and ``resume`` would do, but kafka-python 3.0.12 can
-    leave the records of a resumed partition parked for ever.)
+    another is read. Of a topic, too, only the partitions are read on that have little buffered: what is read ahead
+    is bounded however far the log is ahead.
 
     Parameters
     ----------
     settings
-        The broker, and the size of a batch.
+        The broker, the size of a batch, and how much is read ahead.
     topics
         The topics, in order of precedence at equal timestamps.
     offsets
@@ -87,7 +53,9 @@ class BatchConsumer:
     clock_s
         A monotonic clock, seconds.
     partition
-        The one partition of every topic that is read; None: all of them.
+        The one partition of every topic that is read; None: all of them, also those that a topic gains.
+    now_ms
+        The time now, milliseconds since the Unix epoch: what times of messages may not be far ahead of.
     """
 
     def __init__(
@@ -98,13 +66,15 @@ class BatchConsumer:
         clock_s: Callable[[], float],
         *,
         partition: int | None = None,
+        now_ms: Callable[[], int] = _wall_ms,
     ) -> None:
         self._settings = settings
         self._clock_s = clock_s
-        self._readers: dict[str, _TopicReader] = {}
+        self._grows = partition is None
+        self._readers: dict[str, TopicReader] = {}
         try:
             for topic in topics:
-                self._readers[topic] = _TopicReader(settings, topic)
+                self._readers[topic] = TopicReader(settings, topic, now_ms)
             if missing := [topic for topic, reader in self._readers.items() if not reader.partitions]:
                 raise TopicsMissingError(missing, settings.bootstrap_servers)
             if partition is not None:
@@ -114,9 +84,17 @@ class BatchConsumer:
         except BaseException:
             self.close()
             raise
-        self._partitions = [partition for reader in self._readers.values() for partition in reader.partitions]
+        self._partitions = self._all_partitions()
         self._merge = PartitionMerge(self._partitions)
         self._silent_s = dict.fromkeys(self._partitions, 0.0)
+        self._batch: list[Message] = []
+        self._batch_bytes = 0
+        self._lag = LagWatch(settings.lag_warning_events)
+        self._looked_s = self._heard_s = self._asked_s = clock_s()
+        self._is_away = False
+
+    def _all_partitions(self) -> list[tuple[str, int]]:
+        return [partition for reader in self._readers.values() for partition in reader.partitions]
 
     def _keep_only(self, partition: int) -> None:
         n_partitions = {topic: len(reader.partitions) for topic, reader in self._readers.items()}
@@ -128,26 +106,41 @@ class BatchConsumer:
     def poll(self, timeout_s: float) -> list[Message]:
         """Return the next batch: a full one, or what there is once every partition has run dry.
 
-        Returns an empty list when nothing could be taken within ``timeout_s`` seconds. How long a partition has been
-        silent is added up over the calls, so that short ones come to an end too.
+        Returns an empty list when nothing could be taken within ``timeout_s`` seconds, or when a batch that was begun
+        cannot be ended because nothing more comes (the broker is away): it is the beginning of the next. How long a
+        partition has been silent is added up over the calls, so that short ones come to an end too.
+
+        Raises
+        ------
+        ConsumerError
+            The log cannot be read on; see `TopicReader.poll`.
         """
-        deadline_s = self._clock_s() + timeout_s
-        taken: list[Message] = []
-        while len(taken) < self._settings.batch_events:
+        moved_s = self._clock_s()
+        deadline_s = moved_s + timeout_s
+        self._look()
+        most_events, most_bytes = self._settings.batch_events, self._settings.batch_mib << 20
+        while len(self._batch) < most_events and self._batch_bytes < most_bytes:
             self._fetch()
             empty = self._merge.empty()
             ended = [partition for partition in empty if self._has_ended(partition)]
-            more = self._merge.take(self._settings.batch_events - len(taken), ended=ended)
-            taken += more
+            more = self._merge.take(
+                most_events - len(self._batch), n_most_bytes=most_bytes - self._batch_bytes, ended=ended
+            )
+            self._batch += more
+            self._batch_bytes += sum(message.n_bytes for message in more)
             for partition in set(self._merge.empty()) - set(empty):
                 # It was not read on while its buffer was full: what it lacks is counted from now.
                 self._silent_s[partition] = 0.0
+            now_s = self._clock_s()
             if more:
+                moved_s = now_s
                 continue
-            all_ended = len(ended) == len(self._partitions)
-            if (taken and all_ended) or (not taken and self._clock_s() >= deadline_s):
+            if self._batch and len(ended) == len(self._partitions):
                 break
-        return taken
+            if now_s >= deadline_s and (not self._batch or now_s - moved_s >= SILENT_S):
+                return []
+        batch, self._batch, self._batch_bytes = self._batch, [], 0
+        return batch
 
     def _has_ended(self, partition: tuple[str, int]) -> bool:
         """Whether all of a partition's log has been taken and nothing has come for the linger time."""
@@ -160,26 +153,98 @@ class BatchConsumer:
 
     def _fetch(self) -> None:
         empty = self._merge.empty()
-        wanting = [
-            reader
-            for reader in self._readers.values()
-            if any(partition in empty for partition in reader.partitions)
-            or sum(self._merge.n_buffered_of(partition) for partition in reader.partitions)
-            < READ_AHEAD_BATCHES * self._settings.batch_events
-        ]
         started_s = self._clock_s()
-        # Never without waiting: a poll of 0 ms can return before kafka-python has asked the broker for anything.
-        for reader in wanting:
-            self._read(reader, POLL_MS)
+        has_come = False
+        for reader in self._readers.values():
+            if not (wanted := self._wanted(reader)):
+                continue
+            # Never without waiting: a poll of 0 ms can return before kafka-python has asked the broker for anything.
+            for partition, messages in reader.poll(POLL_MS, wanted).items():
+                self._merge.add(partition, messages)
+                has_come = True
+        now_s = self._clock_s()
         # Only while it is asked for more does silence say something about the log.
-        waited_s = self._clock_s() - started_s
         still_empty = set(self._merge.empty())
         for partition in empty:
-            self._silent_s[partition] = self._silent_s[partition] + waited_s if partition in still_empty else 0.0
+            silent_s = self._silent_s[partition] + now_s - started_s
+            self._silent_s[partition] = silent_s if partition in still_empty else 0.0
+        self._listen(has_come, now_s)
 
-    def _read(self, reader: _TopicReader, timeout_ms: int) -> None:
-        for partition, messages in reader.poll(timeout_ms).items():
-            self._merge.add(partition, messages)
+    def _wanted(self, reader: TopicReader) -> list[tuple[str, int]]:
+        """Return the partitions of a topic that are read on; none where enough of the topic is buffered.
+
+        A partition that is full is left alone until half of it has been taken, for to take it up again costs a fetch.
+        """
+        partitions = reader.partitions
+        most_events = READ_AHEAD_BATCHES * self._settings.batch_events
+        most_bytes = (self._settings.read_ahead_mib << 20) / len(self._readers)
+        n_events = [self._merge.n_buffered_of(partition) for partition in partitions]
+        n_bytes = [self._merge.n_bytes_of(partition) for partition in partitions]
+        if all(n_events) and (sum(n_events) >= most_events or sum(n_bytes) >= most_bytes):
+            return []
+        wanted = []
+        for partition, events, size in zip(partitions, n_events, n_bytes, strict=True):
+            share = (1.0 if partition in reader.reading else 0.5) / len(partitions)
+            if not events or (events < share * most_events and size < share * most_bytes):
+                wanted.append(partition)
+        return wanted
+
+    def _listen(self, has_come: bool, now_s: float) -> None:
+        """Say when the broker does not answer, and when it does again."""
+        if not has_come and (now_s - self._heard_s < SILENT_S or now_s - self._asked_s < SILENT_S):
+            return
+        if has_come or next(iter(self._readers.values())).answers():
+            if self._is_away:
+                self._is_away = False
+                log.warning(
+                    "the broker at %s answers again, after %.0f s",
+                    self._settings.bootstrap_servers,
+                    self._clock_s() - self._heard_s,
+                )
+            self._heard_s = self._clock_s()
+        elif not self._is_away:
+            self._is_away = True
+            log.warning(
+                "the broker at %s has not answered for %.0f s: nothing is lost, the state is as of the last commit, "
+                "and reading goes on by itself when the broker is back",
+                self._settings.bootstrap_servers,
+                self._clock_s() - self._heard_s,
+            )
+        self._asked_s = self._clock_s()
+
+    def _look(self) -> None:
+        """Look after the lag, and from time to time after new partitions."""
+        now_s = self._clock_s()
+        if words := self._lag.observe(self.lag(), now_s):
+            log.warning(words)
+        if not self._grows or now_s - self._looked_s < self._settings.partition_check_s:
+            return
+        self._looked_s = now_s
+        for reader in self._readers.values():
+            for topic, number in (gained := reader.gained()):
+                log.warning("%s has gained partition %d: it is read from its beginning", topic, number)
+            if gained:
+                self._partitions = self._all_partitions()
+                self._merge.set_partitions(self._partitions)
+                self._silent_s = {each: self._silent_s.get(each, 0.0) for each in self._partitions}
+
+    def lag(self) -> dict[tuple[str, int], int]:
+        """Return how many messages of each partition have not been handed out yet, as of the broker's last answer.
+
+        Partitions of which nothing is known yet are left out.
+        """
+        lag = {}
+        for reader in self._readers.values():
+            for partition in reader.partitions:
+                if (end := reader.last_known_end(partition)) is not None:
+                    first = self._merge.first_offset_of(partition)
+                    lag[partition] = max(end - (reader.position(partition) if first is None else first), 0)
+        return lag
+
+    @property
+    def n_buffered(self) -> int:
+        """How many messages have been read ahead."""
+        return self._merge.n_buffered + len(self._batch)
 
     def report(self, offsets: Mapping[tuple[str, int], int]) -> None:
         """Tell the broker how far the state has come; advisory, so a refusal changes nothing."""
@@ -198,82 +263,3 @@ class BatchConsumer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class _TopicReader:
-    """All partitions of one topic, from given offsets on."""
-
-    def __init__(self, settings: StreamSettings, topic: str) -> None:
-        from kafka import KafkaConsumer, TopicPartition
-
-        self._consumer: Any = KafkaConsumer(
-            bootstrap_servers=settings.bootstrap_servers.split(","),
-            group_id=settings.consumer_group,
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            max_poll_records=settings.batch_events,
-            fetch_max_wait_ms=20,
-            **settings.client_options,
-        )
-        self._assigned: dict[tuple[str, int], Any] = {
-            (topic, partition): TopicPartition(topic, partition)
-            for partition in sorted(self._consumer.partitions_for_topic(topic) or ())
-        }
-        self._started_at: dict[tuple[str, int], int] = {}
-
-    @property
-    def partitions(self) -> list[tuple[str, int]]:
-        """The partitions that are read, (topic, partition)."""
-        return list(self._assigned)
-
-    def keep_only(self, partition: int) -> None:
-        """Read no other partition than this one."""
-        self._assigned = {key: assigned for key, assigned in self._assigned.items() if key[1] == partition}
-
-    def seek(self, offsets: Mapping[tuple[str, int], int]) -> None:
-        """Continue at the offsets; at the beginning of partitions that are not named."""
-        self._consumer.assign(list(self._assigned.values()))
-        firsts = self._consumer.beginning_offsets(list(self._assigned.values()))
-        for partition, assigned in self._assigned.items():
-            first: int = firsts[assigned]
-            wanted = offsets.get(partition, first)
-            if first > wanted:
-                raise OffsetsExpiredError(*partition, wanted, first)
-            self._consumer.seek(assigned, wanted)
-            self._started_at[partition] = wanted
-
-    def poll(self, timeout_ms: int) -> dict[tuple[str, int], list[Message]]:
-        """Return the messages that have come, by partition."""
-        return {
-            (assigned.topic, assigned.partition): [
-                Message(assigned.topic, assigned.partition, record.offset, max(record.timestamp, 0), record.value)
-                for record in records
-            ]
-            for assigned, records in self._consumer.poll(timeout_ms=timeout_ms).items()
-        }
-
-    def end(self, partition: tuple[str, int]) -> int | None:
-        """Return the offset after a partition's last message, as of the last answer; None before the first."""
-        end: int | None = self._consumer.highwater(self._assigned[partition])
-        if end is not None and end < self._started_at[partition]:
-            raise StateAheadOfBrokerError(*partition, self._started_at[partition], end)
-        return end
-
-    def position(self, partition: tuple[str, int]) -> int:
-        """Return the offset of the message that comes next."""
-        position: int = self._consumer.position(self._assigned[partition])
-        return position
-
-    def report(self, offsets: Mapping[tuple[str, int], int]) -> None:
-        from kafka import OffsetAndMetadata
-
-        self._consumer.commit_async(
-            {
-                assigned: OffsetAndMetadata(offsets[partition], "", -1)
-                for partition, assigned in self._assigned.items()
-                if partition in offsets
-            }
-        )
-
-    def close(self) -> None:
-        self._consumer.close(autocommit=False)

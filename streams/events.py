@@ -223,6 +223,8 @@ DeadLetterReason = Literal[
     "unknown_creative",
     "unknown_impression",
     "unreadable_image",
+    "time_ahead",
+    "over_limit",
 ]
 """Why an event could not be used; ``docs/events.md`` has a line on each."""
 

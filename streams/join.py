@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 
 import msgspec
 
@@ -21,8 +22,8 @@ from state.records import (
     timer_key,
 )
 from state.store import ChangeSet, ReadTransaction, Table
-from streams.codec import Undecodable
-from streams.events import Click, DeadLetterReason, Impression
+from streams.codec import ARROW_STREAM_MARK, Undecodable, encode
+from streams.events import Click, DeadLetterReason, Event, Impression
 from streams.merge import Message
 from streams.settings import JoinSettings
 
@@ -54,7 +55,13 @@ class Received(msgspec.Struct, frozen=True):
     def refuse(self, reason: DeadLetterReason, detail: str) -> Refused:
         """Return this event as one that cannot be used."""
         at = self.message
-        return Refused(at.topic, at.partition, at.offset, self.row, reason, detail, at.value or b"")
+        return Refused(at.topic, at.partition, at.offset, self.row, reason, detail, payload_of(self.event, at))
+
+
+def payload_of(event: Event, message: Message) -> bytes:
+    """Return the bytes that an event has in a dead letter: its message's, or of a batch of many events its own."""
+    value = message.value or b""
+    return encode(event) if value.startswith(ARROW_STREAM_MARK) else value
 
 
 @dataclass
@@ -73,7 +80,8 @@ class Joined:
 
     ``clicked`` are impressions whose click arrived in this batch (counted now); ``labelled`` are
     those whose label window closed (trained now); ``corrected`` were labelled as no click and are
-    clicked after all (the label is taken back and given anew).
+    clicked after all (the label is taken back and given anew). ``n_closed_early`` impressions had to go before their
+    attribution window had passed, for there were too many.
     """
 
     clicked: list[ImpressionRecord] = field(default_factory=list)
@@ -81,6 +89,7 @@ class Joined:
     corrected: list[ImpressionRecord] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
     tallies: dict[tuple[str, int], Tally] = field(default_factory=dict)
+    n_closed_early: int = 0
 
     def tally(self, topic: str, partition: int) -> Tally:
         """Return the tally of a partition."""
@@ -127,6 +136,7 @@ class Join:
     def __init__(self, settings: JoinSettings, watermark_ms: int = 0) -> None:
         self._settings = settings
         self.watermark_ms = watermark_ms
+        self._n_waiting = 0
 
     def run(
         self,
@@ -152,6 +162,7 @@ class Join:
         joined
             What is known of the batch so far; added to and returned.
         """
+        self._n_waiting = txn.count(Table.WAITING_CLICKS)
         touched = _Touched(txn, impressions)
         touched.load([click.event.impression_id for click in clicks])
         self._open(changes, impressions)
@@ -161,6 +172,9 @@ class Join:
         # A step back of the newest event (a clock that jumped) never moves the watermark back.
         self.watermark_ms = max(self.watermark_ms, newest_event_ms - self._settings.allowed_lateness_s * 1000)
         self._fire(txn, changes, touched, joined)
+        n_pending = txn.count(Table.IMPRESSIONS) + len(impressions) - touched.n_dropped
+        if n_pending > self._settings.max_pending_impressions:
+            self._close_early(txn, changes, touched, joined, n_pending - self._settings.max_pending_impressions)
         touched.write(changes)
         return joined
 
@@ -181,15 +195,23 @@ class Join:
             return
         waiting = txn.get_many(Table.WAITING_CLICKS, [impression_id.encode() for impression_id in impressions])
         for key, value in waiting.items():
+            click = _WAITING.decode(value)
+            self._n_waiting -= 1
             changes.delete(Table.WAITING_CLICKS, key)
-            self._attribute(touched, key.decode(), _WAITING.decode(value), joined)
+            changes.delete(Table.TIMERS, timer_key(self._gives_up_ms(click.clicked_at_ms), key.decode()))
+            self._attribute(touched, key.decode(), click, joined)
+
+    def _gives_up_ms(self, clicked_at_ms: int) -> int:
+        return clicked_at_ms + self._settings.click_wait_s * 1000
 
     def _click(
         self, txn: ReadTransaction, changes: ChangeSet, touched: _Touched, click: Received, joined: Joined
     ) -> None:
         event, at = click.event, click.message
         assert isinstance(event, Click)
-        arrived = WaitingClickRecord(event.clicked_at_ms, at.topic, at.partition, at.offset, click.row, at.value or b"")
+        arrived = WaitingClickRecord(
+            event.clicked_at_ms, at.topic, at.partition, at.offset, click.row, payload_of(event, at)
+        )
         if touched.get(event.impression_id) is not None:
             self._attribute(touched, event.impression_id, arrived, joined)
             return
@@ -199,9 +221,18 @@ class Join:
             tally.n_used += 1
             tally.n_duplicates += 1
             return
+        if self._n_waiting >= self._settings.max_waiting_clicks:
+            joined.refuse(
+                click.refuse(
+                    "over_limit",
+                    f"its impression {event.impression_id!r} has not come, and streams.join.max_waiting_clicks = "
+                    f"{self._settings.max_waiting_clicks} clicks wait for theirs already",
+                )
+            )
+            return
+        self._n_waiting += 1
         changes.put(Table.WAITING_CLICKS, key, encode_record(arrived))
-        until_ms = event.clicked_at_ms + self._settings.click_wait_s * 1000
-        changes.put(Table.TIMERS, timer_key(until_ms, event.impression_id), _WAIT)
+        changes.put(Table.TIMERS, timer_key(self._gives_up_ms(event.clicked_at_ms), event.impression_id), _WAIT)
 
     def _attribute(self, touched: _Touched, impression_id: str, click: WaitingClickRecord, joined: Joined) -> None:
         """Give a click to its impression, unless it came too late or there was one before."""
@@ -264,6 +295,32 @@ class Join:
                     continue
             touched.drop(impression_id)
 
+    def _close_early(
+        self, txn: ReadTransaction, changes: ChangeSet, touched: _Touched, joined: Joined, n_surplus: int
+    ) -> None:
+        """Close the oldest impressions before their time, those that are labelled first."""
+        n_most = min(n_surplus, self._settings.max_timers_per_batch)
+        found: list[bytes] = []
+        for wanted in (_EXPIRE, _LABEL):
+            stored = (
+                key for key, kind in txn.scan(Table.TIMERS) if kind == wanted and not changes.has(Table.TIMERS, key)
+            )
+            found += islice(stored, n_most - len(found))
+            new = sorted(key for key, kind in changes.of(Table.TIMERS) if kind == wanted)
+            found += new[: n_most - len(found)]
+        touched.load([split_timer_key(key)[1] for key in found])
+        for key in found:
+            changes.delete(Table.TIMERS, key)
+            impression_id = split_timer_key(key)[1]
+            record = touched.get(impression_id)
+            if record is None:
+                continue
+            if not record.labelled:
+                record.labelled = True
+                joined.labelled.append(record)
+            touched.drop(impression_id)
+            joined.n_closed_early += 1
+
     def _give_up(self, txn: ReadTransaction, changes: ChangeSet, impression_id: str, joined: Joined) -> None:
         key = impression_id.encode()
         pending = (
@@ -274,6 +331,7 @@ class Join:
         if pending is None:
             return
         record = _WAITING.decode(pending)
+        self._n_waiting -= 1
         changes.delete(Table.WAITING_CLICKS, key)
         joined.refuse(
             _refused(
@@ -305,6 +363,10 @@ class _Touched:
         ]
         for key, value in self._txn.get_many(Table.IMPRESSIONS, wanted).items():
             self._records[key.decode()] = _IMPRESSION.decode(value)
+
+    @property
+    def n_dropped(self) -> int:
+        return len(self._dropped)
 
     def get(self, impression_id: str) -> ImpressionRecord | None:
         return self._records.get(impression_id)

@@ -6,8 +6,11 @@ from types import TracebackType
 from typing import Any
 
 from streams.codec import encode, event_key, event_time_ms, topic_types
+from streams.errors import BrokerAwayError
 from streams.events import Event
 from streams.settings import StreamSettings
+
+_LINGER_MS = 20
 
 
 class SendError(RuntimeError):
@@ -29,16 +32,25 @@ class EventProducer:
 
     def __init__(self, settings: StreamSettings, *, client_id: str) -> None:
         from kafka import KafkaProducer
+        from kafka.errors import KafkaError
 
+        timeout_ms = int(settings.broker_timeout_s * 1000)
         self._topics = {event_type: topic for topic, event_type in topic_types(settings.topics).items()}
-        self._producer = KafkaProducer(
-            bootstrap_servers=settings.bootstrap_servers.split(","),
-            client_id=client_id,
-            acks="all",
-            linger_ms=20,
-            batch_size=256 << 10,
-            **settings.client_options,
-        )
+        try:
+            self._producer = KafkaProducer(
+                bootstrap_servers=settings.bootstrap_servers.split(","),
+                client_id=client_id,
+                acks="all",
+                linger_ms=_LINGER_MS,
+                batch_size=256 << 10,
+                bootstrap_timeout_ms=timeout_ms,
+                max_block_ms=timeout_ms,
+                request_timeout_ms=timeout_ms,
+                delivery_timeout_ms=timeout_ms + _LINGER_MS,
+                **settings.client_options,
+            )
+        except KafkaError as error:
+            raise BrokerAwayError(settings.bootstrap_servers, error) from error
         self._errors: list[tuple[str, BaseException]] = []
 
     def send(self, event: Event) -> None:
@@ -48,8 +60,19 @@ class EventProducer:
         )
 
     def send_bytes(self, topic: str, key: str, payload: bytes, *, timestamp_ms: int | None = None) -> None:
-        """Send bytes as they are; the answer is awaited by `flush`."""
-        future: Any = self._producer.send(topic, key=key.encode(), value=payload, timestamp_ms=timestamp_ms)
+        """Send bytes as they are; the answer is awaited by `flush`.
+
+        Raises
+        ------
+        SendError
+            They are not even accepted for sending: they are too large, or the broker is away.
+        """
+        from kafka.errors import KafkaError
+
+        try:
+            future: Any = self._producer.send(topic, key=key.encode(), value=payload, timestamp_ms=timestamp_ms)
+        except KafkaError as error:
+            raise SendError(topic, error) from error
         future.add_errback(lambda error: self._errors.append((topic, error)))
 
     def flush(self) -> None:

@@ -14,6 +14,7 @@ from osmf.commands.common import Json, StatePath, command_settings, fail, show
 if TYPE_CHECKING:
     from benchmarks.measured import Measured
     from osmf.figures import Figures
+    from streams.settings import StreamSettings
 
 
 class Bench(StrEnum):
@@ -25,6 +26,7 @@ class Bench(StrEnum):
     SHIFT = "shift"
     VALUE = "value"
     DELAY = "delay"
+    LAG = "lag"
     RENDER = "render"
 
 
@@ -33,16 +35,19 @@ def bench(
         Bench,
         typer.Argument(
             help="stream: events/s; learn: AUROC in one pass; group: true groups; shift: changed tastes; "
-            "value: what groups are worth; delay: late clicks; render: ms."
+            "value: what groups are worth; delay: late clicks; lag: three times too much; render: ms."
         ),
     ],
     quick: Annotated[bool, typer.Option("--quick", help="Under a minute on two cores.")] = False,
     seed: Annotated[list[int] | None, typer.Option(help="World to run; may be given several times.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.1, help="lag: how long too much is sent.")] = None,
+    chart: Annotated[Path | None, typer.Option(help="lag: draw lag and memory into this file, as SVG.")] = None,
     json: Json = None,
 ) -> None:
     """Measure speed and quality on this machine."""
     from benchmarks.delay import bench_delay
     from benchmarks.groups import bench_group
+    from benchmarks.lag import MINUTES, QUICK_MINUTES, bench_lag
     from benchmarks.learn import bench_learn
     from benchmarks.render import bench_render
     from benchmarks.shift import bench_shift
@@ -63,9 +68,25 @@ def bench(
             measured = bench_value(quick=quick, seeds=seed)
         case Bench.DELAY:
             measured = bench_delay(quick=quick, seeds=seed)
+        case Bench.LAG:
+            minutes = minutes or (QUICK_MINUTES if quick else MINUTES)
+            measured = bench_lag(minutes=minutes, seeds=seed, check=_contradictions)
         case Bench.RENDER:
             measured = bench_render(quick=quick)
-    show(_figures(f"bench {what.value}", measured, started_s), json)
+    figures = _figures(f"bench {what.value}", measured, started_s)
+    if what is Bench.LAG and chart is not None:
+        from osmf.lag_chart import lag_chart
+
+        chart.write_text(lag_chart(figures))
+    show(figures, json)
+
+
+def _contradictions(state: Path, streams: StreamSettings) -> int:
+    """Recount the topics against a state; return how much is wrong."""
+    from osmf.verify import verify_state
+
+    found = verify_state(state, streams, from_topics=True)
+    return len(found.broken) + len(found.differences)
 
 
 class Evaluation(StrEnum):

@@ -69,7 +69,7 @@ def online(
     from online.mismatch import StateMismatchError
     from online.worker import run_online
     from state.errors import StateError
-    from streams.consumer import ConsumerError
+    from streams.errors import ConsumerError
 
     settings = command_settings()
     stop = until_signal()
@@ -94,11 +94,12 @@ def generator(
 
     from generator.certificate import CertificateRefused
     from generator.manifest import ManifestRefused
+    from generator.renderer import RendererUnavailable
     from generator.weights import WeightsMissing
     from generator.worker import run_generator
     from online.encoders import EncoderMissingError, likeness_encoder
     from state.errors import StateError
-    from streams.consumer import ConsumerError
+    from streams.errors import ConsumerError
 
     settings = command_settings()
     torch.set_num_threads(1)
@@ -121,6 +122,7 @@ def generator(
         WeightsMissing,
         CertificateRefused,
         ManifestRefused,
+        RendererUnavailable,
     ) as error:
         raise fail(error) from error
 

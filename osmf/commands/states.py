@@ -15,16 +15,21 @@ state = typer.Typer(name="state", help="The files of a state.", no_args_is_help=
 
 def inspect(
     product: Annotated[str | None, typer.Option(help="Show one product whole.")] = None,
+    lag: Annotated[bool, typer.Option("--lag", help="Ask the broker how many events the log is ahead.")] = False,
     state: StatePath = None,
     json: Json = None,
 ) -> None:
     """Show what the state holds: counts and CTRs of every creative in every group, and who is in the groups."""
     from osmf.inspect import ProductMissingError, run_inspect
     from state.errors import StateError
+    from streams.errors import BrokerAwayError
 
+    settings = command_settings()
     try:
-        figures, tables = run_inspect(state or command_settings().state.path, product_id=product)
-    except (StateError, ProductMissingError) as error:
+        figures, tables = run_inspect(
+            state or settings.state.path, product_id=product, lag_of=settings.streams if lag else None
+        )
+    except (StateError, ProductMissingError, BrokerAwayError) as error:
         raise fail(error) from error
     show(figures, json, tables)
 
@@ -40,6 +45,25 @@ def info(state: StatePath = None, json: Json = None) -> None:
     except StateError as error:
         raise fail(error) from error
     show(figures, json, tables)
+
+
+@state.command()
+def migrate(state: StatePath = None) -> None:
+    """Bring a state of an older layout to this program's, in place, with all of its processes stopped."""
+    from state.errors import StateError
+    from state.migration import migrate_state
+    from state.store import LAYOUT_VERSION
+
+    path = state or command_settings().state.path
+    try:
+        found = migrate_state(path)
+    except StateError as error:
+        raise fail(error) from error
+    old = sorted({version for version in found.values() if version != LAYOUT_VERSION})
+    if old:
+        typer.echo(f"{path}: layout {', '.join(map(str, old))} is {LAYOUT_VERSION} now")
+    else:
+        typer.echo(f"{path}: has layout {LAYOUT_VERSION} already")
 
 
 def backup(

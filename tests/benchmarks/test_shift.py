@@ -24,7 +24,8 @@ def measured(simulator: SimulatorSettings, online: OnlineSettings) -> Measured:
 
 def test_every_figure_is_there_and_possible(measured: Measured) -> None:
     shares = {"found_share", "nmi_share", "nmi", "others_nmi"}
-    counts = {"impressions_to_detect", "impressions_to_nmi"}
+    detected = ["impressions_to_detect_first", "impressions_to_detect", "impressions_to_detect_last"]
+    counts = {*detected, "impressions_to_nmi"}
     assert set(measured.metrics) == {
         "nmi_before",
         "false_alarms_per_million",
@@ -33,6 +34,8 @@ def test_every_figure_is_there_and_possible(measured: Measured) -> None:
     for kind in KINDS:
         assert all(0 <= measured.metrics[f"{kind}_{name}"] <= 1 for name in shares)
         assert all(0 < measured.metrics[f"{kind}_{name}"] <= 12_000 for name in counts)
+        in_order = [measured.metrics[f"{kind}_{name}"] for name in detected]
+        assert in_order == sorted(in_order)
         assert abs(measured.metrics[f"{kind}_others_auroc_loss"]) < 0.5
 
 

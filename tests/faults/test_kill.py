@@ -25,7 +25,7 @@ from tests.faults.worker import Plan, Worker, content, differences, n_consumed
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
 
-SESSION_S = 2.0
+SESSION_S = 4.0
 
 
 @contextmanager

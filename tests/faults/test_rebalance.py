@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from online.shard import Step
 from state.errors import StateMissingError
 from state.ownership import OWNER_KEY, read_owner
 from state.shards import shard_folders
@@ -56,40 +54,46 @@ def seconds_until_they_flow(state: Path, shards: set[int]) -> float:
 
 
 def test_shards_move_and_a_zombie_is_refused(tmp_path: Path) -> None:
-    state = tmp_path / "moved"
-    with stream(tmp_path, 15_000, N_PARTITIONS, batch_events=64) as (streams, n_events):
-        slow = tmp_path / "slow"
-        slow.touch()
+    state, slow = tmp_path / "moved", tmp_path / "slow"
+    slow.touch()
+    with stream(tmp_path, 20_000, N_PARTITIONS, batch_events=64) as (streams, n_events):
         run_to_the_end(Worker(streams, tmp_path / "undisturbed"), n_events)
-        first, second, third = (Worker(streams, state, name=name) for name in ("first", "second", "third"))
-        one = first.start(Plan(slow=slow))
-        wait_for(state, 500, [first], [one])
+        of_shard = consumed(tmp_path / "undisturbed")
+
+        def unfinished(shards: set[int]) -> set[int]:
+            now = consumed(state)
+            found = {number for number in shards if of_shard[number] - now.get(number, 0) > 1_000}
+            assert found, f"too little is left to see it flow: {now} of {of_shard}"
+            return found
+
+        workers = {name: Worker(streams, state, name=name, plan=Plan(slow=slow)) for name in ("one", "two", "three")}
+        one = workers["one"].start()
+        wait_for(state, 500, [workers["one"]], [one])
         assert owned_by(state, one.pid or 0) == set(range(N_PARTITIONS))
 
-        two = second.start(Plan(slow=slow))
-        joined_s = seconds_until_they_flow(state, wait_until_owned(state, two.pid or 0))
-        orphans = owned_by(state, one.pid or 0)
-        assert orphans
+        processes = {"two": workers["two"].start()}
+        joined_s = seconds_until_they_flow(state, unfinished(wait_until_owned(state, processes["two"].pid or 0)))
+        orphans = unfinished(owned_by(state, one.pid or 0))
         kill(one)
         killed_s = seconds_until_they_flow(state, orphans)
 
-        three = third.start(Plan(Step.WORKED, at_pass=2, signal=signal.SIGSTOP, slow=slow))
-        shards = wait_until_owned(state, three.pid or 0)
-        zombie = psutil.Process(three.pid)
-        while zombie.status() != psutil.STATUS_STOPPED:
-            pause()
-        frozen_s = seconds_until_they_flow(state, shards)
-        assert n_consumed(state) < n_events, "the log has ended before the zombie woke"
-        three_kept = owned_by(state, three.pid or 0)
-        assert three_kept == set()
-        zombie.send_signal(signal.SIGCONT)
-        while f"was taken over by process {two.pid} on " not in third.log.read_text():
-            assert three.exitcode is None, third.log.read_text()
+        processes["three"] = workers["three"].start()
+        wait_until_owned(state, processes["three"].pid or 0)
+        most_left = max(of_shard, key=lambda number: of_shard[number] - consumed(state)[number])
+        name, process = next(item for item in processes.items() if most_left in owned_by(state, item[1].pid or 0))
+        orphans = unfinished(owned_by(state, process.pid or 0))
+        zombie = psutil.Process(process.pid)
+        zombie.suspend()
+        frozen_s = seconds_until_they_flow(state, orphans)
+        assert n_consumed(state) < n_events
+        zombie.resume()
+        while "was taken over by process " not in workers[name].log.read_text():
+            assert process.exitcode is None, workers[name].log.read_text()
             pause()
         slow.unlink()
-        wait_for(state, n_events, [second, third], [two, three])
-        end(two, second)
-        end(three, third)
+        wait_for(state, n_events, [workers[name] for name in processes], list(processes.values()))
+        for name, process in processes.items():
+            end(process, workers[name])
         print(
             f"partitions flow again after: {joined_s:.1f} s (a worker joined), {killed_s:.1f} s (one was killed), "
             f"{frozen_s:.1f} s (one was frozen); session time-out {SESSION_S:.0f} s; "

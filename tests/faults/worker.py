@@ -82,8 +82,8 @@ def _work(streams: StreamSettings, state: Path, log: Path, plan: Plan) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    logging.basicConfig(level=logging.INFO, format="%(process)d %(levelname)s %(message)s")
-    logging.getLogger("kafka").setLevel(logging.ERROR)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
+    logging.getLogger("kafka").setLevel(logging.WARNING)
     run_online(
         streams,
         ONLINE,

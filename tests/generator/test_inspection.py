@@ -154,7 +154,7 @@ def test_what_the_renderer_draws_passes_every_check(inspector: Inspector, featur
         assert inspected.refused is None, scene
         existing.add(scene, inspected.features)
     assert [outcome.name for outcome in inspected.outcomes] == [
-        *("file", "prompt", "not_blank", "product_fidelity", "not_duplicate", "safe", "no_portrait")
+        *("file", "prompt", "renderer_verdict", "not_blank", "product_fidelity", "not_duplicate", "safe", "no_portrait")
     ]
 
 

@@ -215,7 +215,7 @@ class Bench:
                 worker,
                 FakeConsumer(payloads, self.offset(own, topic).next_offset, topic),
                 own,
-                Outbox(own, cast(EventProducer, self.producer)),
+                Outbox(own, cast(EventProducer, self.producer), 100),
                 clock_s=lambda: float(next(now_s)),
                 stop=lambda: False,
                 until_idle_s=1.0,
@@ -693,7 +693,7 @@ def test_stop_is_asked_between_shifts(make_bench: MakeBench) -> None:
             bench.worker(own),
             FakeConsumer(payloads, 0),
             own,
-            Outbox(own, cast(EventProducer, bench.producer)),
+            Outbox(own, cast(EventProducer, bench.producer), 100),
             clock_s=lambda: 0.0,
             stop=lambda: bool(bench.producer.log),
         )

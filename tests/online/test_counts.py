@@ -152,6 +152,39 @@ def test_sums_over_groups_are_the_creatives_totals_after_any_merges(actions: lis
             assert 0 <= cell.live_clicks <= cell.live_impressions <= cell.n_impressions + 1e-9
 
 
+def test_new_groups_get_the_live_counts_of_their_users_as_far_as_they_are_remembered() -> None:
+    counts = Counts(HOUR_MS)
+    shown = [impression() for _ in range(40)] + [impression(group=1) for _ in range(40)]
+    counts.count_impressions(shown, 0)
+    counts.count_clicks([(each, each.group_id) for each in shown[::10]], 0)
+    # Half of the 80 are remembered, with half of the clicks.
+    counts.distribute_live("p", {(2, "c"): (30, 3), (3, "c"): (10, 1)}, 0)
+    live = {key: (cell.live_impressions, cell.live_clicks) for key, cell in counts.cells_of("p").items()}
+    assert live == {(0, "c"): (20, 2), (1, "c"): (20, 2), (2, "c"): (30, 3), (3, "c"): (10, 1)}
+    assert totals(counts) == {"c": (80, 8)}
+
+
+cell_counts = st.tuples(st.integers(0, 50), st.integers(0, 50)).map(lambda pair: (max(pair), min(pair)))
+
+
+@given(
+    st.dictionaries(st.integers(0, 3), cell_counts, min_size=1),
+    st.dictionaries(st.integers(0, 5), cell_counts.filter(lambda pair: pair[0] > 0), min_size=1),
+)
+def test_live_impressions_are_neither_lost_nor_made_up_when_they_are_distributed(
+    before: dict[int, tuple[int, int]], remembered: dict[int, tuple[int, int]]
+) -> None:
+    counts = Counts(HOUR_MS)
+    for group_id, (n, n_clicks) in before.items():
+        counts.count_impressions([impression(group=group_id)] * n, 0)
+        counts.count_clicks([(impression(group=group_id), group_id)] * n_clicks, 0)
+    counts.distribute_live("p", {(group_id, "c"): pair for group_id, pair in remembered.items()}, 0)
+    cells = counts.cells_of("p").values()
+    assert sum(cell.live_impressions for cell in cells) == pytest.approx(sum(n for n, _ in before.values()))
+    assert sum(cell.live_clicks for cell in cells) <= sum(n for _, n in before.values()) + 1e-9
+    assert all(0 <= cell.live_clicks <= cell.live_impressions for cell in cells)
+
+
 def test_handing_over_decays_both_sides_to_the_same_time() -> None:
     counts = Counts(HOUR_MS)
     counts.count_impressions([impression(group=1)] * 4, 0)

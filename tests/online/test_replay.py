@@ -90,6 +90,15 @@ def test_no_row_below_its_floor_and_none_taken_back_is_ever_drawn(
     assert not emptied & set(numbers.tolist())
 
 
+def test_the_rows_of_a_product_are_those_from_its_floor_on_without_what_was_taken_back() -> None:
+    replay = Replay(100)
+    assert not len(replay.of_product(1, 0))
+    for number in range(3):
+        replay.append(number, LabelledRows.concatenate([block(2, 1, number), block(2, 2, number)]))
+    replay.append(3, corrected(0, 2))
+    assert replay.of_product(1, 1).rows.creatives.tolist() == [1, 1, 2]
+
+
 def test_replay_is_uniform_over_rows() -> None:
     replay = Replay(1_000)
     replay.append(0, block(300, 0, 0))

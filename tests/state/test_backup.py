@@ -268,7 +268,7 @@ match sys.argv[3]:
     case "after the copy":
         module._describe = kill
     case "before the manifest":
-        module._write_manifest = kill
+        module._write_json = kill
     case "before the manifest has its name":
         Path.rename = kill
 module.write_backup(Path(sys.argv[1]), Path(sys.argv[2]), now_ms=1, osmf_version="1")

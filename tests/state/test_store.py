@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from state.errors import StateForeignError, StateLayoutError, StateLockedError, StateMissingError
 from state.reading import open_view
 from state.records import ArmRecord, Cell, OffsetRecord, arm_key, cell_key, encode_cell, encode_record, partition_key
-from state.store import LAYOUT_VERSION, ChangeSet, Store, Table
+from state.store import LAYOUT_VERSION, MIGRATES_FROM, ChangeSet, Store, Table
 
 ROOT = Path(__file__).parents[2]
 
@@ -209,7 +209,8 @@ def test_another_layout_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     ("layout", "advice"),
     [
         (str(LAYOUT_VERSION + 1), "A newer program wrote it: install that one"),
-        (str(LAYOUT_VERSION - 1), "Older layouts are not continued. Use the program version that wrote it, or start"),
+        (str(MIGRATES_FROM - 1), "Older layouts are not continued. Use the program version that wrote it, or start"),
+        (str(MIGRATES_FROM), "`osmf state migrate` brings it to this program's layout"),
         ("0", "No program version writes that one"),
         ("x", "No program version writes that one"),
     ],

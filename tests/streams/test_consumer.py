@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import pytest
 
-from streams.consumer import BatchConsumer, TopicsMissingError
+from streams.consumer import BatchConsumer
+from streams.errors import TopicsMissingError
 from streams.merge import Message
 from streams.settings import StreamSettings
 
@@ -47,7 +48,8 @@ class Reader:
     def seek(self, offsets: Mapping[Partition, int]) -> None:
         self._position = offsets.get(self.partitions[0], 0)
 
-    def poll(self, timeout_ms: int) -> dict[Partition, list[Message]]:
+    def poll(self, timeout_ms: int, partitions: Collection[Partition]) -> dict[Partition, list[Message]]:
+        assert list(partitions) == self.partitions
         self._clock.now_s += max(timeout_ms, 1) / 1_000
         if self._clock.now_s < self._topic.answers_at_s:
             return {}
@@ -60,6 +62,19 @@ class Reader:
 
     def end(self, partition: Partition) -> int | None:
         return len(self._topic.times) if self._answered else None
+
+    def last_known_end(self, partition: Partition) -> int | None:
+        return self.end(partition)
+
+    @property
+    def reading(self) -> Collection[Partition]:
+        return self.partitions
+
+    def gained(self) -> list[Partition]:
+        return []
+
+    def answers(self) -> bool:
+        return self._answered
 
     def position(self, partition: Partition) -> int:
         return self._position
@@ -80,7 +95,7 @@ def consume(monkeypatch: pytest.MonkeyPatch) -> Consume:
         topics: dict[str, Topic], offsets: Mapping[Partition, int] | None = None, linger_ms: int = 200
     ) -> tuple[BatchConsumer, Clock]:
         clock = Clock()
-        monkeypatch.setattr("streams.consumer._TopicReader", lambda _, name: Reader(name, topics[name], clock))
+        monkeypatch.setattr("streams.consumer.TopicReader", lambda _, name, now_ms: Reader(name, topics[name], clock))
         settings = StreamSettings(batch_events=4, linger_ms=linger_ms)
         return BatchConsumer(settings, list(topics), offsets or {}, clock), clock
 
@@ -140,6 +155,17 @@ def test_a_batch_that_is_not_full_waits_for_the_linger_time(consume: Consume) ->
     assert at(consumer.poll(5)) == [("b", 1)]
 
 
+def test_a_batch_goes_on_where_a_poll_ran_out_of_time(consume: Consume) -> None:
+    # "b" has more to give than the broker, which is slow, has answered for: what is taken of "a" waits for it.
+    topics = {"a": Topic([0, 1]), "b": Topic([9, 10, 11], per_poll=1)}
+    consumer, _ = consume(topics)
+    topics["b"].per_poll = 0
+    assert at(consumer.poll(1)) == []
+    assert consumer.n_buffered == 2
+    topics["b"].per_poll = 100
+    assert at(consumer.poll(1)) == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+
+
 @pytest.mark.parametrize("linger_ms", [0, 100, 450, 500, 550, 3_000])
 def test_messages_are_taken_whatever_the_linger_time(consume: Consume, linger_ms: int) -> None:
     consumer, clock = consume({"a": Topic([0, 1]), "empty": Topic()}, linger_ms=linger_ms)
@@ -155,6 +181,6 @@ def test_missing_topics_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
             super().__init__(name, Topic(), Clock())
             self.partitions = []
 
-    monkeypatch.setattr("streams.consumer._TopicReader", lambda _, name: Missing(name))
+    monkeypatch.setattr("streams.consumer.TopicReader", lambda _, name, now_ms: Missing(name))
     with pytest.raises(TopicsMissingError, match=r"no topic a, b on .*nothing can be consumed"):
         BatchConsumer(StreamSettings(), ["a", "b"], {}, Clock())

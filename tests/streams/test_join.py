@@ -42,6 +42,7 @@ class Runner:
         self.watermark_ms = 0
         self.newest_ms = 0
         self.n_messages = 0
+        self.n_closed_early = 0
         self.outcome = Outcome()
 
     def run(self, batch: Sequence[Impression | Click]) -> None:
@@ -63,6 +64,7 @@ class Runner:
             join.run(txn, changes, records, clicks, self.newest_ms, joined)
         self.store.commit(changes)
         self.watermark_ms = join.watermark_ms
+        self.n_closed_early += joined.n_closed_early
         out = self.outcome
         out.clicked += [name(r) for r in joined.clicked]
         out.labelled += [(name(r), r.clicked) for r in joined.labelled]

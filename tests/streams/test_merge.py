@@ -93,6 +93,33 @@ def test_sorted_logs_come_out_in_the_order_of_time(times: tuple[list[int], ...])
 A, B = ("a", 0), ("b", 0)
 
 
+def sized(partition: tuple[str, int], sizes: list[int], start_ms: int) -> list[Message]:
+    return [Message(*partition, n, start_ms + 2 * n, bytes(size)) for n, size in enumerate(sizes)]
+
+
+@pytest.mark.parametrize(
+    ("n_most_bytes", "expected"),
+    [(1, 1), (10, 1), (11, 2), (30, 2), (31, 3), (1_000, 4)],
+)
+def test_no_more_is_taken_after_so_many_bytes(n_most_bytes: int, expected: int) -> None:
+    merge = PartitionMerge([A, B])
+    merge.add(A, sized(A, [10, 10], 0))
+    merge.add(B, sized(B, [20, 20], 1))
+    taken = merge.take(9, n_most_bytes=n_most_bytes, ended=[A, B])
+    assert len(taken) == expected
+    assert merge.n_bytes_of(A) + merge.n_bytes_of(B) == 60 - sum(message.n_bytes for message in taken)
+
+
+def test_further_partitions_take_their_place_in_the_order() -> None:
+    merge = PartitionMerge([A])
+    merge.add(A, log(A, [5, 7]))
+    first = ("0", 0)
+    merge.set_partitions([first, A])
+    assert merge.empty() == [first]
+    merge.add(first, log(first, [5]))
+    assert [message.topic for message in merge.take(9, ended=[first, A])] == ["0", "a", "a"]
+
+
 @pytest.mark.parametrize(
     ("a", "b", "ended", "n_most", "expected"),
     [

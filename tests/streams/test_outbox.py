@@ -51,7 +51,7 @@ def message(number: int) -> Sent:
 
 
 def outbox_of(store: Store, producer: Producer) -> Outbox:
-    return Outbox(store, cast(EventProducer, producer))
+    return Outbox(store, cast(EventProducer, producer), 100)
 
 
 def commit(store: Store, outbox: Outbox) -> list[bytes]:
@@ -91,6 +91,33 @@ def test_what_the_broker_refuses_stays_and_is_sent_again(store: Store, caplog: p
     outbox.send()
     assert producer.sent == 2 * [message(1), message(2)]
     assert commit(store, outbox) == []
+
+
+def test_it_is_full_while_too_many_wait(store: Store) -> None:
+    producer = Producer()
+    outbox = Outbox(store, cast(EventProducer, producer), 2)
+    put(store, 1)
+    assert not outbox.is_full
+    put(store, 2, 3)
+    assert (outbox.is_full, outbox.n_waiting) == (True, 3)
+    producer.refuses = True
+    outbox.send()
+    assert outbox.is_full
+    producer.refuses = False
+    outbox.send()
+    assert (outbox.is_full, outbox.n_waiting) == (False, 0)
+    assert commit(store, outbox) == []
+
+
+def test_much_is_sent_block_by_block(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.outbox.BLOCK_BYTES", 40)
+    producer = Producer()
+    flushed: list[int] = []
+    monkeypatch.setattr(producer, "flush", lambda: flushed.append(len(producer.sent)))
+    put(store, *range(1, 10))
+    outbox_of(store, producer).send()
+    assert producer.sent == [message(number) for number in range(1, 10)]
+    assert len(flushed) > 2
 
 
 def test_a_message_that_was_sent_before_a_kill_is_sent_again(store: Store) -> None:
