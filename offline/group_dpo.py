@@ -24,7 +24,7 @@ from generator.instructions import INSTRUCTIONS, Task
 from generator.mllm import GroupMllm
 from offline.dpo_progress import DpoProgress
 from offline.dpo_trainer import GroupDpoTrainer, GroupPreferenceCollator, RobustWeights
-from offline.pretrain import Pictures
+from offline.pretrain import Pictures, last_checkpoint
 from offline.settings import GroupDpoSettings
 from offline.tuples import PreferenceTuple
 
@@ -34,8 +34,6 @@ LORA_TARGETS: Final = r".*language_model.*\.(q_proj|v_proj)"
 """By a pattern: the plain names would hit the vision tower too."""
 
 PROGRESS_FILE: Final = "progress.jsonl"
-
-_TRAINER_STATE: Final = "trainer_state.json"
 
 
 class NoTuplesError(ValueError):
@@ -102,7 +100,7 @@ def align(
         If there is nothing to learn from.
     """
     trainer = make_trainer(mllm, tuples, settings, folder=folder, seed=seed, callbacks=callbacks)
-    resumed = _last_checkpoint(folder)
+    resumed = last_checkpoint(folder)
     if resumed is not None:
         log.info("Group-DPO goes on from %s", resumed)
     result = trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
@@ -203,14 +201,6 @@ def _dataset(
             for row, weight in zip(tuples, weights, strict=True)
         ]
     )
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint: a run that is killed while it writes one leaves a part of it."""
-    if not folder.is_dir():
-        return None
-    whole = [path.parent for path in folder.glob(f"checkpoint-*/{_TRAINER_STATE}") if path.stat().st_size]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def _arguments(mllm: GroupMllm, settings: GroupDpoSettings, folder: Path, seed: int) -> DPOConfig:

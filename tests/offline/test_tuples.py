@@ -107,7 +107,7 @@ def test_each_groups_winner_is_what_its_scorer_puts_first(sources: list[ProductS
     assert manifest.made_from == {
         "mllm": "mllm/v000001",
         "scorer": "truth/1",
-        "renderer": "procedural/1",
+        "renderer": f"procedural/{ProceduralRenderer.version}",
         "seed": 3,
     }
     assert (manifest.figures["n_tuples"], manifest.figures["n_prompts"], manifest.figures["n_well_formed"]) == (
