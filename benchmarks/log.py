@@ -16,7 +16,7 @@ from simulator.settings import CatalogueSettings, SimulatorSettings, TrafficSett
 from simulator.stage import set_stage
 from simulator.truth import Truth
 from state.store import Store
-from streams.codec import encode, event_time_ms, topic_types
+from streams.codec import encode, event_time_ms, event_topics
 from streams.events import Event
 from streams.merge import Message, PartitionMerge
 from streams.settings import StreamSettings
@@ -47,7 +47,7 @@ class MessageSink:
 
     def __init__(self, streams: StreamSettings) -> None:
         self.messages: list[Message] = []
-        self._topics = {event_type: topic for topic, event_type in topic_types(streams.topics).items()}
+        self._topics = event_topics(streams.topics)
         self._next_offsets: dict[str, int] = {}
 
     def send(self, event: Event) -> None:
@@ -95,8 +95,7 @@ def is_registration(message: Message, streams: StreamSettings) -> bool:
 
 def micro_batches(messages: Sequence[Message], streams: StreamSettings) -> Iterator[list[Message]]:
     """Yield messages in the micro-batches in which the online process takes them."""
-    topics = streams.topics
-    partitions = [(topic, 0) for topic in (topics.products, topics.creatives, topics.impressions, topics.clicks)]
+    partitions = [(topic, 0) for topic in streams.topics.inputs]
     merge = PartitionMerge(partitions)
     for message in messages:
         merge.add((message.topic, message.partition), [message])

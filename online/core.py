@@ -6,8 +6,7 @@ feeds it from the stream, benchmarks from simulated worlds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -15,16 +14,19 @@ import numpy.typing as npt
 from online.attributes import AttributeSchema
 from online.calibration import PreferenceCalibration
 from online.category_metrics import CategoryMetrics
-from online.counts import Counts
+from online.counts import Counts, TakenBack
 from online.encoders import feature_dims
 from online.expectation import Expectations, expected_log_relative
 from online.features import FeatureBank
+from online.forgetting import ForgottenUsers
 from online.grouped_product import UNGROUPED
 from online.grouping import Grouping
+from online.label_history import unlearnt_rows
 from online.learner import Encoder, PreferenceLearner
 from online.limits import DEAD_GROUPS_KEPT
 from online.metrics import PrequentialMetrics
 from online.neighbours import ProductNeighbours
+from online.part import Part, ProductPart
 from online.registry import Registry
 from online.residency import Residency
 from online.rows import LabelledRows, Rows
@@ -42,26 +44,6 @@ MIN_CELL_IMPRESSIONS = 30
 
 N_EXPECTED_USERS = 128
 """Users of a product, at most, from whom it is told which creatives each group is expected to prefer."""
-
-
-class Part(Protocol):
-    """A part of what is learnt that is kept in the state."""
-
-    def restore(self, txn: ReadTransaction) -> None:
-        """Continue from the state."""
-
-    def write(self, changes: ChangeSet) -> None:
-        """Write what has changed since the last call."""
-
-
-class ProductPart(Part, Protocol):
-    """A part that knows something of every product: in memory of those that are resident, in the state of all."""
-
-    def bring_in(self, product_id: str, txn: ReadTransaction) -> None:
-        """Take a product over from the state as it was parked; of one that the state knows nothing of, nothing."""
-
-    def park(self, product_id: str) -> None:
-        """Forget a product. Everything that changed of it has been written, so the state holds it whole."""
 
 
 class OnlineCore:
@@ -151,6 +133,16 @@ class OnlineCore:
             if not self.grouping.has_encoder(product_id):
                 self._refresh(product_id, now_ms)
 
+    def forget_users(self, product_id: str, users: ForgottenUsers, now_ms: int) -> set[int]:
+        """Take users out of a product's sample of them; return the keys of those who were there.
+
+        A product that is left with too few users to be grouped is not grouped any more.
+        """
+        found = self.grouping.forget(product_id, self._registry.products[product_id].number, users)
+        for group_id in self.grouping.dissolve_if_too_small(product_id, now_ms):
+            self.counts.hand_over(product_id, group_id, UNGROUPED, now_ms)
+        return found
+
     def _take_over(self, product_id: str, txn: ReadTransaction) -> None:
         for part in self._product_parts():
             part.bring_in(product_id, txn)
@@ -162,32 +154,101 @@ class OnlineCore:
             ((record, self.grouping.current_group(record.product_id, record.group_id)) for record in clicked), now_ms
         )
 
-    def learn(self, labelled: list[ImpressionRecord], corrected: list[ImpressionRecord], now_ms: int) -> list[Shift]:
+    def take_back(
+        self,
+        clicks: Iterable[ImpressionRecord],
+        impressions: Iterable[ImpressionRecord],
+        now_ms: int,
+        label_window_ms: int,
+    ) -> None:
+        """Take clicks that were retracted, and impressions with their clicks, back from counts and evidence.
+
+        The model takes them back in `learn`.
+
+        Parameters
+        ----------
+        clicks, impressions
+            What was counted before.
+        now_ms
+            The watermark.
+        label_window_ms
+            How long after an impression its label is due.
+        """
+        for record in clicks:
+            taken = self._taken_back(record, label_window_ms)
+            self.counts.take_back_click(taken, now_ms)
+            if record.retracted_late:
+                self._detection.take_back(taken, impression=False, click=True)
+        for record in impressions:
+            taken = self._taken_back(record, label_window_ms)
+            self._detection.take_back(taken, impression=True, click=record.click_counts)
+            if record.click_counts:
+                self.counts.take_back_click(taken, now_ms)
+            self.counts.take_back_impression(taken, now_ms)
+
+    def _taken_back(self, record: ImpressionRecord, label_window_ms: int) -> TakenBack:
+        group_id = self.grouping.current_group(record.product_id, record.group_id)
+        return TakenBack(record, group_id, record.shown_at_ms + label_window_ms)
+
+    def learn(
+        self,
+        labelled: list[ImpressionRecord],
+        corrected: list[ImpressionRecord],
+        now_ms: int,
+        *,
+        uncorrected: Sequence[ImpressionRecord] = (),
+        forgotten: Sequence[ImpressionRecord] = (),
+        before_ms: int = 0,
+    ) -> list[Shift]:
         """Predict and learn labelled impressions; return the shifts that they complete.
 
-        ``corrected`` are impressions that were learnt as no click and are clicked after all.
+        Parameters
+        ----------
+        labelled
+            Impressions that are labelled now.
+        corrected, uncorrected
+            Those that were learnt as no click and are clicked after all, and the other way round.
+        now_ms, before_ms
+            The watermark after and before this micro-batch.
+        forgotten
+            Those whose label is taken back and leaves nothing behind.
         """
-        if not labelled and not corrected:
+        unlearnt = self._forget([record for record in forgotten if record.labelled])
+        if not labelled and not corrected and not uncorrected:
+            if unlearnt is not None:
+                self.learner.learn_many(unlearnt.take(slice(0)), unlearnt)
             return []
-        # The label "no click" is taken back, then the click is given: a signed pair of the same row.
-        records = [*labelled, *corrected, *corrected]
-        n_new, n_again = len(labelled), len(corrected)
-        clicks = np.array([record.clicked for record in labelled] + [False] * n_again + [True] * n_again, np.float32)
+        # A label is taken back, then the other one is given: a signed pair of the same row.
+        again = [*corrected, *uncorrected]
+        records = [*labelled, *again, *again]
+        n_new, n_again = len(labelled), len(again)
+        late = [True] * len(corrected) + [False] * len(uncorrected)
+        clicks = np.array(
+            [record.click_counts for record in labelled] + [not click for click in late] + late, np.float32
+        )
         weights = np.array([1] * n_new + [-1] * n_again + [1] * n_again, np.float32)
         given = LabelledRows(self._rows(records), clicks, weights)
         creatives_of, categories = self._registry.creative_numbers, self._registry.categories
         p_click, preference = self.learner.predict_with_preference(given.rows, creatives_of)
         if labelled:
             self._measure(given.rows.take(slice(n_new)), clicks[:n_new], p_click[:n_new], now_ms)
-        shifts = self._watch(records, n_new, given, p_click, preference)
+        shifts = self._watch(records, n_new, given, p_click, preference, before_ms)
         self.learner.search(given, p_click, preference, creatives_of, categories)
-        self.learner.learn_many(given)
+        self.learner.learn_many(given, unlearnt)
         if shifts:
             changed = self._changed(shifts)
             self.learner.relearn(changed, categories)
             for number in changed:
                 self.expectations.restart(self._registry.product_ids[number], categories[number])
         return shifts
+
+    def _forget(self, records: list[ImpressionRecord]) -> LabelledRows | None:
+        """Remove labelled impressions from replay; return what takes their labels back."""
+        if not records:
+            return None
+        unlearnt, learnt = unlearnt_rows(self._rows(records), records)
+        self.learner.forget(learnt)
+        return unlearnt
 
     def _changed(self, shifts: list[Shift]) -> list[int]:
         """Return the products that are learnt anew, by number: of a category whose tastes have changed all of them."""
@@ -228,6 +289,7 @@ class OnlineCore:
         given: LabelledRows,
         p_click: npt.NDArray[np.float32],
         preference: npt.NDArray[np.float32],
+        before_ms: int,
     ) -> list[Shift]:
         """See how far expectations and preferences are followed; return the shifts of tastes that this completes.
 
@@ -255,9 +317,9 @@ class OnlineCore:
                 if row < n_new:
                     key = (group_id, records[row].creative_id)
                     seen = cells.get(key, (0, 0))
-                    cells[key] = (seen[0] + 1, seen[1] + records[row].clicked)
+                    cells[key] = (seen[0] + 1, seen[1] + records[row].click_counts)
             observed.append(Observed(product_id, category, scores, of_product.weights, cells))
-        return self._detection.observe_many(observed)
+        return self._detection.observe_many(observed, before_ms)
 
     def regroup(self, now_ms: int, batch_number: int) -> None:
         """Adopt a new encoder version if one is due, and move some products to the newest."""

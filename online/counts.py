@@ -15,6 +15,7 @@ from state.records import (
     SEPARATOR,
     ArmRecord,
     ImpressionRecord,
+    LiveRestartRecord,
     arm_key,
     cell_key,
     decode_cell,
@@ -35,7 +36,7 @@ class CellId(NamedTuple):
 
 
 class Cell(msgspec.Struct):
-    """Counts of a cell; ``reset_at_ms`` is when its live counts last started anew."""
+    """Counts of a cell; the live ones are as of ``updated_at_ms``."""
 
     n_impressions: int = 0
     n_clicks: int = 0
@@ -50,6 +51,25 @@ class Cell(msgspec.Struct):
             self.live_impressions *= factor
             self.live_clicks *= factor
             self.updated_at_ms = now_ms
+
+
+MIN_LIVE = 1e-6
+"""A live count below which nothing is left of it."""
+
+
+class TakenBack(NamedTuple):
+    """An impression that is no more, or whose click is no more, in the group that has its counts now.
+
+    ``due_ms`` is when its label was due.
+    """
+
+    record: ImpressionRecord
+    group_id: int
+    due_ms: int
+
+    def is_evidence(self, from_ms: int) -> bool:
+        """Return whether it was labelled since a watermark."""
+        return self.record.labelled and (self.due_ms >= from_ms or self.record.counted_ms > from_ms)
 
 
 class Counts:
@@ -72,6 +92,8 @@ class Counts:
         self._changed_cells: dict[CellId, None] = {}
         self._arms: dict[tuple[str, str, int], list[int]] = {}
         self._changed_arms: dict[tuple[str, str, int], None] = {}
+        self._restarts: dict[str, LiveRestartRecord] = {}
+        self._changed_restarts: dict[str, None] = {}
 
     def restore(self, txn: ReadTransaction) -> None:
         """Continue from the state, with its arms and no product."""
@@ -95,10 +117,14 @@ class Counts:
             )
         if cells:
             self._cells[product_id] = cells
+        restart = txn.get(Table.LIVE_RESTARTS, product_id.encode())
+        if restart is not None:
+            self._restarts[product_id] = _RESTART.decode(restart)
 
     def park(self, product_id: str) -> None:
         """Forget a product's cells, all of which have been written."""
         self._cells.pop(product_id, None)
+        self._restarts.pop(product_id, None)
 
     def count_impressions(self, impressions: Iterable[ImpressionRecord], now_ms: int) -> None:
         """Count new impressions, each in the group of its user."""
@@ -117,6 +143,42 @@ class Counts:
             cell.live_clicks = min(cell.live_clicks + 1, cell.live_impressions)
             self._count_arm(impression, 1)
 
+    def take_back_click(self, taken: TakenBack, now_ms: int) -> None:
+        """Take back the click of an impression: one for life, and what is left of it of the live counts."""
+        record = taken.record
+        cell = self._touch(record, now_ms, taken.group_id)
+        left = self._left(taken, record.clicked_ms, now_ms, began_with=not record.clicked_late)
+        cell.n_clicks -= 1
+        cell.live_clicks = max(cell.live_clicks - left, 0.0) if cell.n_clicks else 0.0
+        self._count_arm(record, 1, -1)
+
+    def take_back_impression(self, taken: TakenBack, now_ms: int) -> None:
+        """Take back an impression without a click, or whose click has been taken back.
+
+        A cell without any goes, unless live counts of others have been distributed to it.
+        """
+        record = taken.record
+        cell = self._touch(record, now_ms, taken.group_id)
+        left = self._left(taken, record.counted_ms, now_ms, began_with=True)
+        cell.n_impressions -= 1
+        cell.live_impressions = max(cell.live_impressions - left, 0.0)
+        cell.live_clicks = min(cell.live_clicks, cell.live_impressions)
+        if not cell.n_impressions and cell.live_impressions < MIN_LIVE:
+            del self._cells[record.product_id][taken.group_id, record.creative_id]
+        self._count_arm(record, 0, -1)
+
+    def _left(self, taken: TakenBack, counted_ms: int, now_ms: int, *, began_with: bool) -> float:
+        """Return what is left of a live count.
+
+        ``began_with``: it was among what the live counts began anew with, if its impression was.
+        """
+        restart = self._restarts.get(taken.record.product_id)
+        if restart is not None and counted_ms <= restart.at_ms:
+            counted_ms = restart.at_ms
+            if not (began_with and taken.due_ms < restart.at_ms and taken.is_evidence(restart.evidence_from_ms)):
+                return 0.0
+        return float(0.5 ** (max(now_ms - counted_ms, 0) / self._half_life_ms))
+
     def _touch(self, impression: ImpressionRecord, now_ms: int, group_id: int | None = None) -> Cell:
         key = CellId(
             impression.product_id, impression.group_id if group_id is None else group_id, impression.creative_id
@@ -129,17 +191,22 @@ class Counts:
         self._changed_cells[key] = None
         return cell
 
-    def _count_arm(self, impression: ImpressionRecord, position: int) -> None:
+    def _count_arm(self, impression: ImpressionRecord, position: int, n: int = 1) -> None:
         if impression.experiment is None or impression.arm is None:
             return
         name = (impression.experiment, impression.arm)
         if name not in self._arm_names:
+            if n < 0:
+                return  # it was left out
             if len(self._arm_names) >= self._most_arms:
                 self._n_left_out += 1
                 return
             self._arm_names.add(name)
+        counts = self._arms.setdefault((*name, impression.user_bucket), [0, 0])
+        # What was left out of an arm that is counted by now is not taken back from it.
+        counts[position] = max(counts[position] + n, 0)
+        counts[1] = min(counts)
         key = (*name, impression.user_bucket)
-        self._arms.setdefault(key, [0, 0])[position] += 1
         self._changed_arms[key] = None
 
     def take_left_out(self) -> int:
@@ -202,8 +269,15 @@ class Counts:
                 cell.live_clicks = min(cell.live_clicks, cell.live_impressions)
                 self._changed_cells[CellId(product_id, *key)] = None
 
-    def restart_live(self, product_id: str, live: dict[tuple[int, str], tuple[int, int]], now_ms: int) -> None:
-        """Set a product's live counts to what was seen since its tastes changed: (impressions, clicks) by cell."""
+    def restart_live(
+        self, product_id: str, live: dict[tuple[int, str], tuple[int, int]], now_ms: int, evidence_from_ms: int
+    ) -> None:
+        """Set a product's live counts to what was seen since its tastes changed: (impressions, clicks) by cell.
+
+        It was labelled since the watermark ``evidence_from_ms``.
+        """
+        self._restarts[product_id] = LiveRestartRecord(now_ms, evidence_from_ms)
+        self._changed_restarts[product_id] = None
         cells = self._cells.get(product_id, {})
         for key, cell in cells.items():
             n_impressions, n_clicks = live.get(key, (0, 0))
@@ -214,7 +288,7 @@ class Counts:
     def write(self, changes: ChangeSet) -> None:
         """Write the cells and arms that have changed since the last call."""
         for key in self._changed_cells:
-            found = self._cells[key.product_id].get(key[1:])
+            found = self._cells.get(key.product_id, {}).get(key[1:])
             if found is None:
                 changes.delete(Table.CELLS, cell_key(*key))
             else:
@@ -222,5 +296,11 @@ class Counts:
                 changes.put(Table.CELLS, cell_key(*key), encode_cell(record))
         for arm in self._changed_arms:
             changes.put(Table.ARMS, arm_key(*arm), encode_record(ArmRecord(*self._arms[arm])))
+        for product_id in self._changed_restarts:
+            changes.put(Table.LIVE_RESTARTS, product_id.encode(), encode_record(self._restarts[product_id]))
         self._changed_cells.clear()
         self._changed_arms.clear()
+        self._changed_restarts.clear()
+
+
+_RESTART = msgspec.msgpack.Decoder(LiveRestartRecord)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -13,11 +14,27 @@ from online.borrowing import borrow, with_lent_users
 from online.clustering import Clustering, Floats, assign
 from online.clustering_record import pack_clustering, unpack_clustering
 from online.group_record import group_records
+from online.limits import LINEAGE_KEPT
 from online.lineage import Lineage, lineage_records
+from online.settings import GroupSettings
 from state.records import ClusteringRecord, ProductGroups
 
 UNGROUPED = 0
 """Id of the group of all users from before the first grouping."""
+
+KEPT_VERSIONS = 8
+"""Encoder versions that a product may be behind the newest."""
+
+YOUNG_SHARE = 0.25
+"""Share of a product's impressions so far after which it is regrouped at first: the model still learns fast then."""
+
+MIN_USERS_PER_GROUP = 16
+"""Reservoir users for each of K_max groups before a product is grouped at all."""
+
+
+def users_needed(settings: GroupSettings) -> int:
+    """Return how many users of a product are needed to group them."""
+    return MIN_USERS_PER_GROUP * settings.k_max
 
 
 @dataclass
@@ -94,6 +111,43 @@ class GroupedProduct:
         """Return the moving part, as the state holds it beside the groups."""
         version = self.groups.encoder_version
         return pack_clustering(self.clustering, version, self.k, self.group_ids, self.n_since_refresh)
+
+    def is_to_move(self, version: int, settings: GroupSettings, *, relearnt: bool) -> bool:
+        """Return whether it is to be regrouped under the newest encoder version; see `Grouping.waiting`."""
+        own, clustering = self.groups.encoder_version, self.clustering
+        if own == version or clustering.n_users < users_needed(settings):
+            return False
+        n_before = min(settings.refresh_every_impressions, YOUNG_SHARE * clustering.n_seen)
+        return relearnt or own <= max(version - KEPT_VERSIONS, 0) or self.n_since_refresh >= n_before
+
+    def sample(self, n_users: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+        """Return some of its users, (U, N), and the places of their groups among its groups, (U,)."""
+        attributes = self.clustering.attributes[:n_users]
+        if self.k == 1:
+            return attributes, np.zeros(len(attributes), np.int64)
+        return attributes, self.clustering.labels[self.k][:n_users].astype(np.int64)
+
+    def dissolve(self, now_ms: int) -> list[int]:
+        """Let its users be ungrouped, as before its first grouping; return the groups that were.
+
+        Their counts go on under `UNGROUPED`.
+        """
+        former, clustering = self.group_ids, self.clustering
+        clustering.centroids, clustering.masses, clustering.labels = {}, {}, {}
+        lineage = Lineage([], [], dict.fromkeys(former, UNGROUPED), [])
+        self.k, self.group_ids = 1, [UNGROUPED]
+        self.groups = msgspec.structs.replace(
+            self.groups,
+            encoder_version=0,
+            groups=[],
+            silhouettes={},
+            p_value=None,
+            distinct=False,
+            lineage=(self.groups.lineage + lineage_records(lineage, now_ms))[-LINEAGE_KEPT:],
+            successors={**self.groups.successors, **lineage.merged},
+            borrowed_from=None,
+        )
+        return former
 
     @property
     def own_groups(self) -> bool:

@@ -17,8 +17,9 @@ from online.attributes import AttributeSchema
 from online.borrowing import LENT_USERS, send_away
 from online.clustering import Floats, choose_k, move_many, recluster, sample_many, with_large_groups
 from online.displacement import centroid_displacements
+from online.forgetting import ForgottenUsers, forget_users, without_former_points
 from online.group_record import group_records
-from online.grouped_product import UNGROUPED, GroupedProduct
+from online.grouped_product import UNGROUPED, GroupedProduct, users_needed
 from online.learner import Encoder
 from online.limits import LINEAGE_KEPT
 from online.lineage import Lineage, lineage_records, match_groups
@@ -29,12 +30,6 @@ from state.store import ChangeSet, ReadTransaction, Table
 
 _CLUSTERING = msgspec.msgpack.Decoder(ClusteringRecord)
 _GROUPS = msgspec.msgpack.Decoder(ProductGroups)
-
-KEPT_VERSIONS = 8
-"""Encoder versions that a product may be behind the newest."""
-
-YOUNG_SHARE = 0.25
-"""Share of a product's impressions so far after which it is regrouped at first: the model still learns fast then."""
 
 EncoderOf = Callable[[bytes], Encoder]
 """Makes an encoder of weights."""
@@ -78,7 +73,7 @@ class Grouping:
         self._nearest_of = nearest_of
         self._seed = seed
         self._ks = tuple(range(settings.k_min, settings.k_max + 1))
-        self._n_users_needed = MIN_USERS_PER_GROUP * settings.k_max
+        self._n_users_needed = users_needed(settings)
         self._n_users_lent = min(LENT_USERS, settings.reservoir_users - self._n_users_needed)
         self._products: dict[str, GroupedProduct] = {}
         self._encoders: dict[int, Encoder] = {}
@@ -287,17 +282,10 @@ class Grouping:
         waiting = sorted(
             (product.groups.encoder_version, product_id)
             for product_id, product in self._products.items()
-            if self._is_to_move(product, relearnt=product_id in relearnt)
+            if product.is_to_move(self.version, self._settings, relearnt=product_id in relearnt)
             or (product.groups.borrowed_from is not None and product.n_own_users >= self._n_users_needed)
         )
         return [product_id for _, product_id in waiting]
-
-    def _is_to_move(self, product: GroupedProduct, *, relearnt: bool) -> bool:
-        version, clustering = product.groups.encoder_version, product.clustering
-        if version == self.version or clustering.n_users < self._n_users_needed:
-            return False
-        n_before = min(self._settings.refresh_every_impressions, YOUNG_SHARE * clustering.n_seen)
-        return relearnt or version <= max(self.version - KEPT_VERSIONS, 0) or product.n_since_refresh >= n_before
 
     def refresh(self, product_id: str, product_number: int, now_ms: int) -> Lineage:
         """Move a product to the newest encoder version and regroup its users. Algorithm 1."""
@@ -354,11 +342,28 @@ class Grouping:
 
     def sample(self, product_id: str, n_users: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
         """Return some users of a product, (U, N), and the places of their groups among the product's, (U,)."""
+        return self._products[product_id].sample(n_users)
+
+    def forget(self, product_id: str, product_number: int, users: ForgottenUsers) -> set[int]:
+        """Take users out of a product's sample and its groups' features; return the keys of those in the sample."""
         product = self._products[product_id]
-        attributes = product.clustering.attributes[:n_users]
-        if product.k == 1:
-            return attributes, np.zeros(len(attributes), np.int64)
-        return attributes, product.clustering.labels[product.k][:n_users].astype(np.int64)
+        found, clustering = forget_users(product.clustering, users), product.clustering
+        if product.groups.groups:
+            embedded = self.embed_many(product_id, product_number, clustering.attributes)
+            groups = without_former_points(product.groups.groups, embedded, clustering.labels[product.k])
+            product.groups = msgspec.structs.replace(product.groups, groups=groups)
+        self._changed_groups[product_id] = self._changed_clusterings[product_id] = None
+        return found
+
+    def products_with(self, users: ForgottenUsers) -> list[str]:
+        """Return the resident products in whose sample any of some users is."""
+        return [product_id for product_id, product in self._products.items() if users.are_in(product.clustering)]
+
+    def dissolve_if_too_small(self, product_id: str, now_ms: int) -> list[int]:
+        """Ungroup a product that has fewer users than groups may be tried; return the groups that were."""
+        product = self._products[product_id]
+        too_small = product.clustering.ready and product.clustering.n_users < self._settings.k_max
+        return product.dissolve(now_ms) if too_small else []
 
     def set_p_value(self, product_id: str, p_value: float | None) -> None:
         """Record how probable the groups' different preferences are by chance alone."""
@@ -389,7 +394,3 @@ class Grouping:
         self._changed_groups.clear()
         self._changed_clusterings.clear()
         self._new_weights.clear()
-
-
-MIN_USERS_PER_GROUP = 16
-"""Reservoir users for each of K_max groups before a product is grouped at all."""

@@ -135,7 +135,7 @@ class PreferenceLearner:
         self._warm_up = ValueWarmUp(cardinalities)
         self._averaging = WeightAverage(self._model.field_of_parameter(), len(self._shape[0]), settings.ema_steps)
         self._head = LearnerHead(len(self._flat.vector), 0, 0, 0, {}, {}, self._averaging.since)
-        self._new_blocks: list[tuple[int, bytes]] = []
+        self._new_blocks: dict[int, bytes] = {}
         self._dropped_blocks: list[int] = []
 
     @property
@@ -184,9 +184,13 @@ class PreferenceLearner:
             logits = model.cross(e_ut, titles, model.images(self._bank.images(creatives)))
             return np.asarray(torch.sigmoid(logits).numpy(), np.float32)
 
-    def learn_many(self, labelled: LabelledRows) -> None:
-        """Take as many steps as the rows need, each on new and replayed rows."""
-        if not len(labelled):
+    def learn_many(self, labelled: LabelledRows, unlearnt: LabelledRows | None = None) -> None:
+        """Take as many steps as the rows need, each on new and replayed rows.
+
+        ``unlearnt`` are labels that are taken back and leave nothing in replay (see `forget`).
+        """
+        given = labelled if unlearnt is None else LabelledRows.concatenate([labelled, unlearnt])
+        if not len(given):
             return
         if not self._head.n_steps:
             # The constants of the features are those of what is registered when learning starts.
@@ -194,16 +198,24 @@ class PreferenceLearner:
             self._average.vector.copy_(self._flat.vector)
         # Corrections give no step of their own: they come as pairs that weigh nothing together. Every step takes an
         # equal part from all over the rows, for corrections come last and would fill one alone.
-        n_steps = max(1, round(float(labelled.weights.sum()) / self._settings.batch_rows))
+        n_steps = max(1, round(float(given.weights.sum()) / self._settings.batch_rows))
         for step in range(n_steps):
-            new = labelled.take(slice(step, None, n_steps))
+            new = given.take(slice(step, None, n_steps))
             rng = np.random.default_rng([self._seed, self._head.n_steps])
             old = self._replay.sample(round(len(new) * self._settings.replay_ratio), self._head.replay_floors, rng)
             self._step(LabelledRows.concatenate([new, old]) if len(old) else new)
         self._remember(labelled)
-        self._warm_up.observe_many(labelled)
+        self._warm_up.observe_many(given)
         self._warm_up.fill(self._model, self._average_model)
         self._head.n_rows_learnt += len(labelled)
+
+    def forget(self, rows: LabelledRows) -> None:
+        """Remove rows from replay, those that were given and those that took them back."""
+        for number, block in self._replay.forget(rows).items():
+            if len(block):
+                self._new_blocks[number] = pack_rows(block)
+            else:
+                self._dropped_blocks.append(number)
 
     def search(
         self,
@@ -337,7 +349,7 @@ class PreferenceLearner:
             return
         number = self._head.n_blocks
         self._head.n_blocks += 1
-        self._new_blocks.append((number, pack_rows(labelled)))
+        self._new_blocks[number] = pack_rows(labelled)
         self._dropped_blocks += self._replay.append(number, labelled)
         floors = self._head.replay_floors
         self._head.replay_floors = {product: floor for product, floor in floors.items() if floor > self._replay.oldest}
@@ -353,7 +365,7 @@ class PreferenceLearner:
         if state:
             changes.put(Table.LEARNER, b"first_moment", state["exp_avg"].numpy().tobytes())
             changes.put(Table.LEARNER, b"second_moment", state["exp_avg_sq"].numpy().tobytes())
-        for number, block in self._new_blocks:
+        for number, block in self._new_blocks.items():
             changes.put(Table.REPLAY, number_key(number), block)
         for number in self._dropped_blocks:
             changes.delete(Table.REPLAY, number_key(number))

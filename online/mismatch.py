@@ -40,6 +40,17 @@ class SpaceMismatchError(StateMismatchError):
         )
 
 
+class LedgerKeyError(StateMismatchError):
+    """The users in the state's ledger were hashed with another key than the settings hold."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the state's ledger was written with another online.ledger.hash_key: nobody in it could be found again, so "
+            "nothing was consumed. Set the key that it was written with, or let the ledger go by running once with "
+            "online.ledger.retention_s = 0."
+        )
+
+
 def check_space(found: bytes | None, wanted: UserSpace) -> None:
     """Raise `SpaceMismatchError` where a state has groups, and they are of another space than ``wanted``."""
     if found is not None and found.decode() != wanted:

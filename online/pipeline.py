@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from online.core import OnlineCore
+from online.corrections import Corrections, ReceivedBatch
 from online.ctr import shrink
 from online.encoders import UnreadableImageError
 from online.features import FeatureBank
@@ -39,6 +40,7 @@ from state.store import ChangeSet, ReadTransaction, Store, Table
 from streams.codec import EventDecoder, Undecodable, encode, event_key, event_time_ms, topic_decoders
 from streams.events import (
     Click,
+    ClickRetracted,
     Creative,
     CreativeCtr,
     DeadLetter,
@@ -48,9 +50,11 @@ from streams.events import (
     Product,
     ProfileEntry,
     ShiftedGroup,
+    UserForgotten,
 )
-from streams.join import Join, Joined, Received, Refused, new_impressions, payload_of, undecodable
+from streams.join import Join, Joined, new_impressions
 from streams.merge import Message
+from streams.received import Received, Refused, payload_of, undecodable
 from streams.settings import StreamSettings
 
 
@@ -84,6 +88,7 @@ class Pipeline:
         self._registry = registry
         self._decoders: dict[str, EventDecoder] = topic_decoders(streams.topics, streams.fields)
         self._core = OnlineCore(online, registry, bank)
+        self._corrections = Corrections(streams, online.ledger, self._core)
         self._head = read_head(None)
         self._join = Join(streams.join)
         self._offsets: dict[tuple[str, int], OffsetRecord] = {}
@@ -95,6 +100,7 @@ class Pipeline:
             self._join = Join(self._streams.join, self._head.watermark_ms)
             self._registry.restore(txn)
             self._core.restore(txn)
+            self._corrections.ledger.restore(txn)
             self._offsets = StateView({0: txn}).offsets()
 
     def next_offsets(self) -> dict[tuple[str, int], int]:
@@ -113,17 +119,42 @@ class Pipeline:
         """
         changes = ChangeSet()
         joined = Joined()
-        impressions, clicks = self._receive(messages, changes, joined)
-        fresh = new_impressions(txn, impressions, joined)
-        self._bring_in((item.event.product_id for item in fresh), txn)
+        batch = self._receive(messages, changes, joined)
+        offsets, before_ms = self.next_offsets(), self._join.watermark_ms
+        looked_up = self._corrections.look_up(
+            batch, messages, offsets, txn, changes, joined, before_ms, self._head.n_batches
+        )
+        fresh = new_impressions(txn, batch.impressions, joined, looked_up.forgotten_ids)
+        self._bring_in((item.event.product_id for item in fresh if isinstance(item.event, Impression)), txn)
         records = self._group(fresh)
-        newest_ms = max((event_time_ms(item.event) for item in (*fresh, *clicks)), default=0)
-        self._head.newest_event_ms = max(self._head.newest_event_ms, newest_ms)
-        self._join.run(txn, changes, records, clicks, self._head.newest_event_ms, joined)
-        self._bring_in((each.product_id for each in (*joined.clicked, *joined.labelled, *joined.corrected)), txn)
+        # A correction may come at any time after what it corrects: it moves no watermark.
+        seen = (item.event for item in (*fresh, *batch.clicks) if isinstance(item.event, Impression | Click))
+        self._head.newest_event_ms = max(self._head.newest_event_ms, max(map(event_time_ms, seen), default=0))
+        self._join.run(
+            txn,
+            changes,
+            records,
+            batch.clicks,
+            self._head.newest_event_ms,
+            joined,
+            archived=looked_up.archived,
+            forgotten=looked_up.forgotten_ids,
+        )
+        touched = (*joined.clicked, *joined.labelled, *joined.corrected, *joined.retracted)
+        self._bring_in((each.product_id for each in touched), txn)
         now_ms = self._join.watermark_ms
         self._core.count(records.values(), joined.clicked, now_ms)
-        shifts = self._core.learn(joined.labelled, joined.corrected, now_ms)
+        label_window_ms = self._streams.join.label_window_s * 1000
+        self._core.take_back(joined.retracted, looked_up.forgotten, now_ms, label_window_ms)
+        self._corrections.enter(fresh, records, offsets, changes, joined, now_ms)
+        shifts = self._core.learn(
+            joined.labelled,
+            joined.corrected,
+            now_ms,
+            uncorrected=joined.uncorrected,
+            forgotten=looked_up.forgotten,
+            before_ms=before_ms,
+        )
         if self._head.newest_event_ms:
             self._core.regroup(now_ms, self._head.n_batches)
         outbox: list[tuple[str, DeadLetter | GroupsShifted]] = []
@@ -132,34 +163,23 @@ class Pipeline:
         self._write(messages, changes, joined, outbox)
         return changes, BatchSummary(len(messages), len(records), len(joined.labelled), len(joined.refused), shifts)
 
-    def _receive(
-        self, messages: list[Message], changes: ChangeSet, joined: Joined
-    ) -> tuple[list[Received], list[Received]]:
-        impressions: list[Received] = []
-        clicks: list[Received] = []
-        for message in messages:
+    def _receive(self, messages: list[Message], changes: ChangeSet, joined: Joined) -> ReceivedBatch:
+        batch = ReceivedBatch()
+        for order, message in enumerate(messages):
             events = self._decoders[message.topic].decode(message.value)
             joined.tally(message.topic, message.partition).n_consumed += len(events)
             for row, event in enumerate(events):
                 if isinstance(event, Undecodable):
                     joined.refuse(undecodable(message, row, event))
-                elif isinstance(event, Impression):
-                    received = Received(event, message, row)
-                    refused = self._refusal(received, event)
-                    if refused is None:
-                        impressions.append(received)
-                    else:
+                elif isinstance(event, Impression | Click | ClickRetracted | UserForgotten):
+                    received = Received(event, message, row, order)
+                    if (refused := self._refusal(received)) is not None:
                         joined.refuse(refused)
-                elif isinstance(event, Click):
-                    received = Received(event, message, row)
-                    refused = self._ahead(received)
-                    if refused is None:
-                        clicks.append(received)
                     else:
-                        joined.refuse(refused)
+                        batch.add(received)
                 else:
                     self._register(event, message, row, changes, joined)
-        return impressions, clicks
+        return batch
 
     def _ahead(self, received: Received) -> Refused | None:
         """Refuse an event that is dated far ahead of its message: believed, it would close every window before it."""
@@ -173,8 +193,11 @@ class Pipeline:
             f"streams.max_ahead_s = {self._streams.max_ahead_s} s",
         )
 
-    def _refusal(self, received: Received, event: Impression) -> Refused | None:
-        if (ahead := self._ahead(received)) is not None:
+    def _refusal(self, received: Received) -> Refused | None:
+        event = received.event
+        if isinstance(event, ClickRetracted | UserForgotten):
+            return self._corrections.refusal(received)
+        if (ahead := self._ahead(received)) is not None or isinstance(event, Click):
             return ahead
         if event.product_id not in self._registry.products:
             return received.refuse("unknown_product", f"no product {event.product_id!r} has been registered")
@@ -270,7 +293,7 @@ class Pipeline:
             for (group_id, creative_id), cell in sorted(self._core.counts.cells_of(shift.product_id).items())
         ]
         shown, clicked, _ = self._core.table(shift.product_id, live=True)
-        self._core.counts.restart_live(shift.product_id, shift.cells, now_ms)
+        self._core.counts.restart_live(shift.product_id, shift.cells, now_ms, shift.evidence_from_ms)
         impressions, clicks, creative_ids = self._core.table(shift.product_id, live=True)
         shrunk = shrink(impressions, clicks)
         # What was counted before includes what is since; the rest of a decayed count can be below zero by a little.
@@ -335,6 +358,7 @@ class Pipeline:
         outbox: list[tuple[str, DeadLetter | GroupsShifted]],
     ) -> None:
         self._core.write(changes)
+        self._corrections.ledger.write(changes)
         for topic, event in outbox:
             self._head.n_outbox += 1
             record = OutboxRecord(topic, event_key(event), event_time_ms(event), encode(event))

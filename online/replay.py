@@ -6,6 +6,7 @@ A label that was taken back is not replayed: neither the row that it was given t
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +25,24 @@ NO_ROWS = LabelledRows(
 TAKEN_BACK = 2
 
 
+@dataclass
+class _Block:
+    """The rows of one micro-batch, taken back or given as they were learnt, and which of them count: ``live`` is 1."""
+
+    number: int
+    rows: LabelledRows
+    live: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
 class Replay:
     """The last labelled rows, in blocks of one micro-batch."""
 
     def __init__(self, n_rows_kept: int) -> None:
         self._n_rows_kept = n_rows_kept
-        self._blocks: deque[tuple[int, LabelledRows]] = deque()
+        self._blocks: deque[_Block] = deque()
         self._n_rows = 0
         self._all: tuple[LabelledRows, Ints] | None = None
         self._substitutes: tuple[dict[int, int], Ints] | None = None
@@ -37,37 +50,61 @@ class Replay:
     @property
     def oldest(self) -> int:
         """Return the number of the oldest block that is kept; 0 without any."""
-        return self._blocks[0][0] if self._blocks else 0
+        return self._blocks[0].number if self._blocks else 0
 
     def append(self, number: int, rows: LabelledRows) -> list[int]:
         """Append a block; return the numbers of those that fell out."""
-        rows = LabelledRows(rows.rows, rows.clicks, rows.weights.copy())
-        self._blocks.append((number, rows))
+        self._blocks.append(_Block(number, rows, np.maximum(rows.weights, 0)))
         for row in np.flatnonzero(rows.weights < 0):
-            rows.weights[row] = 0
             self._cancel(rows, int(row))
         self._n_rows += len(rows)
         self._all = None
         dropped = []
-        while self._n_rows - len(self._blocks[0][1]) >= self._n_rows_kept:
-            old_number, old_rows = self._blocks.popleft()
-            self._n_rows -= len(old_rows)
-            dropped.append(old_number)
+        while self._n_rows - len(self._blocks[0]) >= self._n_rows_kept:
+            old = self._blocks.popleft()
+            self._n_rows -= len(old)
+            dropped.append(old.number)
         return dropped
+
+    def forget(self, rows: LabelledRows) -> dict[int, LabelledRows]:
+        """Remove rows as if they had never been there, those taken back too; return the blocks as they are left.
+
+        Of equal rows the newest goes: any does. One that has fallen out is passed over. ``rows`` are all of their
+        impressions', so that each label that is taken back is among those given.
+        """
+        changed: dict[int, _Block] = {}
+        stands = rows.weights > 0
+        for row in np.flatnonzero(rows.weights < 0):
+            # With a label that was taken back the row goes that it was given to.
+            stands[_equal(rows, rows, int(row), stands)[0]] = False
+            if self._remove(rows, int(row), changed, sign=-1, live=0):
+                self._remove(rows, int(row), changed, sign=1, live=0)
+        for row in np.flatnonzero(stands):
+            self._remove(rows, int(row), changed, sign=1, live=1)
+        self._blocks = deque(block for block in self._blocks if len(block))
+        return {number: block.rows for number, block in changed.items()}
+
+    def _remove(self, rows: LabelledRows, row: int, changed: dict[int, _Block], *, sign: int, live: int) -> bool:
+        for block in reversed(self._blocks):
+            found = _equal(block.rows, rows, row, (block.rows.weights == sign) & (block.live == live))
+            if len(found):
+                kept = np.arange(len(block)) != found[-1]
+                block.rows, block.live = block.rows.take(kept), block.live[kept]
+                self._n_rows -= 1
+                self._all = None
+                changed[block.number] = block
+                return True
+        return False
 
     def _cancel(self, taken_back: LabelledRows, row: int) -> None:
         """Give weight 0 to the newest row that is equal to one whose label is taken back; it may have fallen out.
 
         Any equal row does, and the newest is the same after a restart, when those that fell out are not there.
         """
-        rows = taken_back.rows
-        for _, block in reversed(self._blocks):
-            equal = (block.rows.creatives == rows.creatives[row]) & (block.weights > 0)
-            equal &= (block.rows.products == rows.products[row]) & (block.clicks == taken_back.clicks[row])
-            found = np.flatnonzero(equal)
-            found = found[(block.rows.attributes[found] == rows.attributes[row]).all(axis=1)]
+        for block in reversed(self._blocks):
+            found = _equal(block.rows, taken_back, row, block.live > 0)
             if len(found):
-                block.weights[found[-1]] = 0
+                block.live[found[-1]] = 0
                 self._all = None
                 return
 
@@ -76,8 +113,10 @@ class Replay:
         if self._all is None:
             self._substitutes = None
             self._all = (
-                LabelledRows.concatenate([rows for _, rows in self._blocks]),
-                np.concatenate([np.full(len(rows), number) for number, rows in self._blocks]),
+                LabelledRows.concatenate(
+                    [LabelledRows(block.rows.rows, block.rows.clicks, block.live) for block in self._blocks]
+                ),
+                np.concatenate([np.full(len(block), block.number) for block in self._blocks]),
             )
         return self._all
 
@@ -120,6 +159,15 @@ class Replay:
             found: Ints = np.flatnonzero(floored & ~_below(rows.rows.products, numbers, floors))
             self._substitutes = dict(floors), found
         return self._substitutes[1]
+
+
+def _equal(rows: LabelledRows, others: LabelledRows, row: int, among: npt.NDArray[np.bool_]) -> Ints:
+    """Return which of some rows are equal to one of others, label included."""
+    equal = among & (rows.rows.creatives == others.rows.creatives[row])
+    equal &= (rows.rows.products == others.rows.products[row]) & (rows.clicks == others.clicks[row])
+    found = np.flatnonzero(equal)
+    alike: Ints = found[(rows.rows.attributes[found] == others.rows.attributes[row]).all(axis=1)]
+    return alike
 
 
 def _below(products: Ints, numbers: Ints, floors: dict[int, int]) -> npt.NDArray[np.bool_]:

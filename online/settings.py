@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from online.limits import most_product_bytes
 from streams.attributes import TABLE_4
@@ -186,6 +186,29 @@ Tastes change for a kind of product rather than for one, so that the categories 
 """
 
 
+class LedgerSettings(BaseModel):
+    """The ledger: who added what, so that a click that was fraud or a forgotten user can be taken back."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    retention_s: int = Field(
+        2_592_000,
+        ge=0,
+        description="How long an impression and its click can be taken back, seconds of event time; what is older "
+        "stays counted, with nothing that leads to its user. 0: nothing is kept, and corrections are refused.",
+    )
+    max_entries: int = Field(
+        10_000_000,
+        ge=1,
+        description="Impressions and later clicks in the ledger at most, about 120 bytes each; beyond, the oldest go.",
+    )
+    hash_key: SecretStr = Field(
+        SecretStr(""),
+        description="Key of the hash by which users are found in the ledger: without it nobody can tell from the state "
+        "who they are. A state keeps the one that it was built with.",
+    )
+
+
 class LimitSettings(BaseModel):
     """What products may cost."""
 
@@ -242,6 +265,7 @@ class OnlineSettings(BaseModel):
     groups: GroupSettings = GroupSettings()
     counts: CountSettings = CountSettings()
     shift: ShiftSettings = ShiftSettings()
+    ledger: LedgerSettings = LedgerSettings()
     limits: LimitSettings = LimitSettings()
 
     @model_validator(mode="after")

@@ -72,9 +72,8 @@ class Shard:
         try:
             pipeline.restore(store)
             self._outbox = Outbox(store, producer(), streams.outbox_events)
-            topics = streams.topics
-            inputs = [topics.products, topics.creatives, topics.impressions, topics.clicks]
-            self._consumer = BatchConsumer(streams, inputs, pipeline.next_offsets(), clock_s, partition=partition)
+            inputs, offsets = streams.topics.inputs, pipeline.next_offsets()
+            self._consumer = BatchConsumer(streams, inputs, offsets, clock_s, partition=partition)
             self._outbox.send()
         except BaseException:
             self.close()

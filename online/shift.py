@@ -26,6 +26,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from online.counts import TakenBack
 from online.settings import ShiftSettings
 from state.records import SEPARATOR
 from state.store import ChangeSet, ReadTransaction, Table
@@ -59,7 +60,7 @@ class Shift:
     """Tastes of a product have changed: the evidence since then.
 
     ``statistic`` is the sum that raised the alarm: the product's own, or that of its category (``scope``).
-    ``n_impressions`` and ``cells`` are the product's.
+    ``n_impressions`` and ``cells`` are the product's, labelled since the watermark ``evidence_from_ms``.
     """
 
     product_id: str
@@ -67,6 +68,7 @@ class Shift:
     statistic: float
     n_impressions: int
     cells: CellCounts
+    evidence_from_ms: int = 0
 
 
 def own_preferences(preference: Floats, creatives: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
@@ -121,13 +123,14 @@ class Sum(msgspec.Struct, array_like=True):
 
 
 class Detector(msgspec.Struct, array_like=True):
-    """One product's sum, and the counts since it last stood at zero."""
+    """One product's sum, and the counts since it last stood at zero, from the watermark ``evidence_from_ms`` on."""
 
     category: str | None
     n_seen: int
     sum: Sum
     evidence: dict[int, dict[str, tuple[int, int]]]
     quiet_until: int
+    evidence_from_ms: int = 0
 
 
 class ShiftDetection:
@@ -162,12 +165,15 @@ class ShiftDetection:
         """Forget a product's detector, which has been written."""
         self._remove(product_id)
 
-    def observe_many(self, observed: list[Observed]) -> list[Shift]:
-        """Take in the watched products of one micro-batch; return the shifts that it completes, one for a product."""
+    def observe_many(self, observed: list[Observed], before_ms: int = 0) -> list[Shift]:
+        """Take in the watched products of one micro-batch; return the shifts that it completes, one for a product.
+
+        ``before_ms`` is the watermark before the micro-batch.
+        """
         by_category: dict[str, list[Observed]] = {}
         shifts: dict[str, Shift] = {}
         for item in observed:
-            if not self._observe(item):
+            if not self._observe(item, before_ms):
                 continue
             detector = self._detectors[item.product_id]
             if self._is_alarm(detector.sum, "product"):
@@ -190,7 +196,7 @@ class ShiftDetection:
             self._changed[product_id] = None
         return list(shifts.values())
 
-    def _observe(self, item: Observed) -> bool:
+    def _observe(self, item: Observed, before_ms: int) -> bool:
         """Add to a product's own sum; return whether it is watched, past its warm-up and its last shift."""
         detector = self._detectors.get(item.product_id)
         if detector is None or detector.category != item.category:
@@ -205,10 +211,28 @@ class ShiftDetection:
         if not detector.sum.n_scores:
             detector.evidence = {}
             return True
+        if not detector.evidence:
+            detector.evidence_from_ms = before_ms
         for (group_id, creative_id), (n_impressions, n_clicks) in item.cells.items():
             seen = detector.evidence.setdefault(group_id, {}).get(creative_id, (0, 0))
             detector.evidence[group_id][creative_id] = (seen[0] + n_impressions, seen[1] + n_clicks)
         return True
+
+    def take_back(self, taken: TakenBack, *, impression: bool, click: bool) -> None:
+        """Take an impression, its click, or both out of the evidence of a change, where they are there."""
+        record = taken.record
+        detector = self._detectors.get(record.product_id)
+        if detector is None or not taken.is_evidence(detector.evidence_from_ms):
+            return
+        clicked = click and not record.clicked_late
+        for group_id in (record.group_id, taken.group_id):
+            cells = detector.evidence.get(group_id, {})
+            n_impressions, n_clicks = cells.get(record.creative_id, (0, 0))
+            if n_impressions and (impression or n_clicks):
+                n_impressions -= impression
+                cells[record.creative_id] = (n_impressions, min(max(n_clicks - clicked, 0), n_impressions))
+                self._changed[record.product_id] = None
+                return
 
     def _is_alarm(self, total: Sum, scope: ShiftScope) -> bool:
         return total.value >= self._settings.threshold(scope) and total.n_scores >= self._settings.min_impressions
@@ -260,4 +284,4 @@ def _shift(product_id: str, scope: ShiftScope, statistic: float, detector: Detec
         for group_id, of_group in detector.evidence.items()
         for creative_id, counts in of_group.items()
     }
-    return Shift(product_id, scope, statistic, detector.sum.n_scores, cells)
+    return Shift(product_id, scope, statistic, detector.sum.n_scores, cells, detector.evidence_from_ms)

@@ -60,6 +60,7 @@ for command in (
     processes.simulate,
     logs.replay,
     states.inspect,
+    logs.forget,
     logs.verify,
     states.backup,
     states.restore,

@@ -16,7 +16,8 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from types import UnionType
+from typing import Any, Final, get_args
 
 import msgspec
 
@@ -26,12 +27,14 @@ from streams.codec import EventDecoder
 from streams.events import Creative, Event, Impression, Product
 from streams.settings import FieldMapSettings
 
-TIME_FIELDS: Final[dict[Kind, str]] = {
-    "products": "updated_at_ms",
-    "creatives": "created_at_ms",
-    "impressions": "shown_at_ms",
-    "clicks": "clicked_at_ms",
+TIME_FIELDS: Final[dict[Kind, tuple[str, ...]]] = {
+    "products": ("updated_at_ms",),
+    "creatives": ("created_at_ms",),
+    "impressions": ("shown_at_ms",),
+    "clicks": ("clicked_at_ms",),
+    "corrections": ("retracted_at_ms", "forgotten_at_ms"),
 }
+"""Fields that a message is stamped with, the first that a row has."""
 
 _FIRST_MS: Final = 1
 _LAST_MS: Final = 253_402_300_799_999
@@ -63,6 +66,8 @@ class EventFiles:
         ``user_id``, and either one column ``attributes`` (a struct, a map or an object) or a column
         for each attribute. They are given to impressions that carry no attributes. Values become
         strings; true and false become "yes" and "no". A user who is there twice has the last row's.
+    corrections
+        Retracted clicks and forgotten users; each row says its ``type``.
     """
 
     impressions: Path
@@ -70,6 +75,7 @@ class EventFiles:
     products: Path
     creatives: Path | None = None
     users: Path | None = None
+    corrections: Path | None = None
 
     def check(self, fields: FieldMapSettings) -> None:
         """Look at every file's format and columns.
@@ -119,7 +125,11 @@ class EventFiles:
             "impressions": self.impressions,
             "clicks": self.clicks,
         }
-        return paths if self.creatives is None else {**paths, "creatives": self.creatives}
+        if self.creatives is not None:
+            paths["creatives"] = self.creatives
+        if self.corrections is not None:
+            paths["corrections"] = self.corrections
+        return paths
 
     def _merged(self, fields: FieldMapSettings, work: Path, users: UserAttributes | None) -> Iterator[LogEntry]:
         shown = self._sorted("impressions", fields, work, users)
@@ -131,6 +141,8 @@ class EventFiles:
             itertools.chain([] if first is None else [first], shown),
             self._sorted("clicks", fields, work, None),
         ]
+        if self.corrections is not None:
+            logs.append(self._sorted("corrections", fields, work, None))
         if self.creatives is not None:
             logs.append(self._catalogue("creatives", fields, work, first_ms, lambda _: None))
             yield from merge_by_time(*logs)
@@ -255,7 +267,10 @@ def _word(value: object) -> str:
     return str(value)
 
 
-def _required_fields(event_type: type[Event]) -> list[str]:
+def _required_fields(event_type: type[Event] | UnionType) -> list[str]:
+    """Return the fields without which no row can be used; of a union of events the one that tells them apart."""
+    if isinstance(event_type, UnionType):
+        return sorted({str(struct.__struct_config__.tag_field) for struct in get_args(event_type)})
     return [
         field.name
         for field in msgspec.structs.fields(event_type)
@@ -269,7 +284,9 @@ def _entries(kind: Kind, path: Path, names: FieldPaths, users: UserAttributes | 
     for block in read_blocks(kind, path):
         for row in block if users is None else _with_attributes(block, names, users):
             fields = row.fields or {}
-            time_ms, key = names.get(fields, TIME_FIELDS[kind]), names.get(fields, "product_id")
+            times = [names.get(fields, name) for name in TIME_FIELDS[kind]]
+            time_ms = next((value for value in times if value is not None), None)
+            key = names.get(fields, "product_id") or (names.get(fields, "user_id") if kind == "corrections" else None)
             if isinstance(time_ms, int) and not isinstance(time_ms, bool) and 0 <= time_ms <= _LAST_MS:
                 last_ms = max(time_ms, _FIRST_MS)
             payload = row.raw if row.raw is not None else msgspec.json.encode(row.fields, enc_hook=str)

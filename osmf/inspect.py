@@ -17,8 +17,9 @@ from online.displacement import read_centroid_displacements
 from online.head import HEAD_KEY, Head, read_heads
 from online.metrics import MetricPoint, read_metrics
 from osmf.figures import Figures, commit, device
+from osmf.ledger_figures import ledger_metrics, ledger_words
 from state.reading import StateReader, StateView
-from state.records import Cell, GroupRecord, OffsetRecord, ProductGroups, ProductRecord
+from state.records import Cell, GroupRecord, LedgerRecord, OffsetRecord, ProductGroups, ProductRecord
 from streams.lag import read_lag
 from streams.settings import StreamSettings
 
@@ -103,6 +104,7 @@ class Inspection:
     n_parked: int
     n_shifts: int
     n_waiting_clicks: int
+    ledger: LedgerRecord
     n_pending_impressions: int
     n_outbox: int
     head: Head
@@ -143,6 +145,7 @@ def inspect_state(path: Path, *, product_id: str | None = None) -> Inspection:
             n_parked=view.n_parked_products(),
             n_shifts=sum(product_id in (None, shift.product_id) for shift in view.shifts()),
             n_waiting_clicks=view.n_waiting_clicks(),
+            ledger=view.ledger(),
             n_pending_impressions=view.n_pending_impressions(),
             n_outbox=view.n_outbox(),
             head=read_heads(view.meta(HEAD_KEY.decode())),
@@ -206,6 +209,7 @@ def inspection_figures(inspection: Inspection, *, seconds: float) -> Figures:
         "dead_letters": sum(offset.n_dead_letters for offset in inspection.offsets.values()),
         "expired": sum(offset.n_expired for offset in inspection.offsets.values()),
         "waiting_clicks": inspection.n_waiting_clicks,
+        **ledger_metrics(inspection.ledger),
         "pending_impressions": inspection.n_pending_impressions,
         "impressions_closed_early": inspection.head.n_closed_early,
         "events_left_out_of_arms": inspection.head.n_left_out_of_arms,
@@ -333,6 +337,7 @@ def _stream_table(inspection: Inspection) -> Table:
         f"{inspection.n_shifts:,} shifts",
         f"{inspection.n_pending_impressions:,} impressions may still be clicked",
         f"{inspection.n_waiting_clicks:,} clicks wait for their impression",
+        ledger_words(inspection.ledger),
         *(f"{n:,} {what}" for what, n in _limited(inspection).items() if n),
     ]
     if inspection.points:

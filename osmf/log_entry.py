@@ -7,21 +7,23 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import IO, Final, Literal, NamedTuple
 
-from streams.events import Click, Creative, Event, Impression, Product
+from streams.events import Click, Correction, Creative, Event, Impression, Product
 
-Kind = Literal["products", "creatives", "impressions", "clicks"]
+Kind = Literal["products", "creatives", "impressions", "clicks", "corrections"]
 """What an entry is: the field of `streams.settings.TopicSettings` that names its topic."""
 
-KINDS: Final[tuple[Kind, ...]] = ("products", "creatives", "impressions", "clicks")
+KINDS: Final[tuple[Kind, ...]] = ("products", "creatives", "impressions", "clicks", "corrections")
 """In order of precedence at equal times: what is shown must be known."""
 
-EVENT_TYPES: Final[dict[Kind, type[Event]]] = {
+EVENT_TYPES: Final[dict[Kind, type[Event] | UnionType]] = {
     "products": Product,
     "creatives": Creative,
     "impressions": Impression,
     "clicks": Click,
+    "corrections": Correction,
 }
 
 RUN_ROWS: Final = 200_000

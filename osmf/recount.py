@@ -3,23 +3,25 @@
 It shares only the decoder with the online process; the rest is SQL (DuckDB). An impression id
 counts once, and a click once per impression, within the windows of `streams.settings.JoinSettings`.
 An id that comes again after the attribution window is a new impression to the online process, and
-not here: ids are meant to be unique.
+not here: ids are meant to be unique. A retracted click does not count, and of a user who was
+forgotten nothing does that came before; a log from files is read twice for that.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
+from osmf.forgettings import Forgettings, Place
 from osmf.log_entry import KINDS, Kind, LogEntry
 from state.reading import StateView
-from state.records import WaitingClickRecord
+from state.records import ForgettingRecord, WaitingClickRecord
 from streams.codec import EventDecoder, Undecodable, event_time_ms, topic_decoders
-from streams.events import Click, Creative, DeadLetter, Event, Impression, Product
+from streams.events import Click, ClickRetracted, Creative, DeadLetter, Event, Impression, Product, UserForgotten
 from streams.settings import StreamSettings
 from streams.tail import Tail
 
@@ -35,12 +37,20 @@ WITH shown AS (
     FROM impressions WHERE NOT $only_known OR (product_id, creative_id) IN (SELECT (product_id, creative_id) FROM known)
     GROUP BY impression_id
 ), clicked AS (
-    SELECT DISTINCT impression_id
+    SELECT impression_id, min(clicks.number) AS number
     FROM clicks JOIN shown USING (impression_id)
     WHERE clicked_at_ms - shown_at_ms <= $attribution_ms AND shown_at_ms - clicked_at_ms <= $click_wait_ms
+    GROUP BY impression_id
+), kept AS (
+    -- A retraction ahead of its click is refused.
+    SELECT impression_id FROM clicked
+    WHERE NOT EXISTS (
+        SELECT * FROM retractions
+        WHERE retractions.impression_id = clicked.impression_id AND retractions.number > clicked.number
+    )
 )
-SELECT product_id, creative_id, count(*), count(clicked.impression_id)
-FROM shown LEFT JOIN clicked USING (impression_id)
+SELECT product_id, creative_id, count(*), count(kept.impression_id)
+FROM shown LEFT JOIN kept USING (impression_id)
 GROUP BY ALL
 """
 
@@ -88,8 +98,11 @@ class Recount:
             "CREATE TABLE impressions "
             "(number BIGINT, impression_id TEXT, product_id TEXT, creative_id TEXT, shown_at_ms BIGINT)"
         )
-        self._connection.execute("CREATE TABLE clicks (impression_id TEXT, clicked_at_ms BIGINT)")
-        self._waiting: dict[str, list[tuple[object, ...]]] = {"known": [], "impressions": [], "clicks": []}
+        self._connection.execute("CREATE TABLE clicks (number BIGINT, impression_id TEXT, clicked_at_ms BIGINT)")
+        self._connection.execute("CREATE TABLE retractions (number BIGINT, impression_id TEXT)")
+        self._waiting: dict[str, list[tuple[object, ...]]] = {
+            table: [] for table in ("known", "impressions", "clicks", "retractions")
+        }
         self._products: set[str] = set()
         self._n_events = 0
 
@@ -107,7 +120,9 @@ class Recount:
                 row = (self._n_events, event.impression_id, event.product_id, event.creative_id, event.shown_at_ms)
                 self._put("impressions", row)
             case Click():
-                self._put("clicks", (event.impression_id, event.clicked_at_ms))
+                self._put("clicks", (self._n_events, event.impression_id, event.clicked_at_ms))
+            case ClickRetracted():
+                self._put("retractions", (self._n_events, event.impression_id))
             case _:
                 pass
 
@@ -156,25 +171,41 @@ class Recount:
         self.close()
 
 
-def recount_entries(entries: Iterable[LogEntry], streams: StreamSettings) -> dict[tuple[str, str], Counts]:
-    """Count the events of a log from files by (product, creative).
+def recount_entries(
+    entries: Callable[[], Iterable[LogEntry]], streams: StreamSettings
+) -> dict[tuple[str, str], Counts]:
+    """Count the events of a log from files by (product, creative); ``entries`` gives the log, from its start each time.
 
     Impressions and clicks that are dated too far ahead are left out, as the online process leaves them out
-    (``streams.max_ahead_s``).
+    (``streams.max_ahead_s``). What the ledger no longer held when a correction came is taken back here all the same.
     """
     now_ms = time.time_ns() // 1_000_000
     names = {getattr(streams.topics, kind): kind for kind in KINDS}
     decoders: dict[Kind, EventDecoder] = {
         names[topic]: decoder for topic, decoder in topic_decoders(streams.topics, streams.fields).items()
     }
+
+    def events(kinds: tuple[Kind, ...]) -> Iterator[tuple[Place, Event]]:
+        for number, entry in enumerate(entries()):
+            if entry.kind in kinds:
+                for event in decoders[entry.kind].decode(entry.payload):
+                    latest_ms = min(entry.timestamp_ms, now_ms) + streams.max_ahead_s * 1000
+                    if isinstance(event, Undecodable):
+                        continue
+                    if not isinstance(event, Impression | Click) or event_time_ms(event) <= latest_ms:
+                        yield Place("", 0, number), event
+
+    forgettings = Forgettings()
+    for at, event in events(("corrections",)):
+        if isinstance(event, UserForgotten):
+            forgettings.add(event, ForgettingRecord({}, {"": {0: at.offset}}))
     with Recount(streams, only_known=True) as recount:
-        for entry in entries:
-            for event in decoders[entry.kind].decode(entry.payload):
-                if isinstance(event, Undecodable):
-                    continue
-                latest_ms = min(entry.timestamp_ms, now_ms) + streams.max_ahead_s * 1000
-                if not isinstance(event, Impression | Click) or event_time_ms(event) <= latest_ms:
-                    recount.add(event)
+        # A click may come ahead of its impression: which ones are forgotten has to be known before.
+        for at, event in events(("impressions",)) if forgettings.any else ():
+            forgettings.covers(event, at)
+        for at, event in events(KINDS):
+            if not forgettings.covers(event, at):
+                recount.add(event)
         return recount.counts()
 
 
@@ -190,23 +221,38 @@ def recount_topics(
     TopicIncompleteError
         A topic does not hold what was consumed.
     """
-    offsets = view.offsets()
+    offsets, forgotten = view.offsets(), view.forgettings()
     left_out = _refused(streams, sum(offset.n_dead_letters for offset in offsets.values()))
     left_out |= {(click.topic, click.partition, click.offset, click.row) for click in waiting}
     decoders = topic_decoders(streams.topics, streams.fields)
+
+    def events(topic: str) -> Iterator[tuple[Place, int, Event]]:
+        for (name, partition), offset in offsets.items():
+            if name != topic:
+                continue
+            n_events = 0
+            for place, value in _messages(streams, topic, partition, offset.next_offset):
+                for row, event in enumerate(decoders[topic].decode(value)):
+                    n_events += 1
+                    if not isinstance(event, Undecodable) and (topic, partition, place, row) not in left_out:
+                        yield Place(topic, partition, place), row, event
+            if n_events != offset.n_consumed:
+                raise TopicIncompleteError(topic, partition, offset.n_consumed, n_events)
+
+    forgettings, topics = Forgettings(), streams.topics
+    corrections = list(events(topics.corrections))
+    for at, row, event in corrections:
+        record = forgotten.get((*at, row))
+        if isinstance(event, UserForgotten) and record is not None:
+            forgettings.add(event, record)
     with Recount(streams, only_known=False) as recount:
-        for topic in (streams.topics.impressions, streams.topics.clicks):
-            for (name, partition), offset in offsets.items():
-                if name != topic:
-                    continue
-                n_events = 0
-                for place, value in _messages(streams, topic, partition, offset.next_offset):
-                    for row, event in enumerate(decoders[topic].decode(value)):
-                        n_events += 1
-                        if not isinstance(event, Undecodable) and (topic, partition, place, row) not in left_out:
-                            recount.add(event)
-                if n_events != offset.n_consumed:
-                    raise TopicIncompleteError(topic, partition, offset.n_consumed, n_events)
+        for topic in (topics.impressions, topics.clicks):
+            for at, _, event in events(topic):
+                if not forgettings.covers(event, at):
+                    recount.add(event)
+        for at, _, event in corrections:
+            if not forgettings.covers(event, at):
+                recount.add(event)
         return recount.counts()
 
 

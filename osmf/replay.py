@@ -29,7 +29,8 @@ from state.reading import StateReader, StateView, open_view
 from state.settings import StateSettings
 from state.store import Store
 from streams.broker import LocalBroker, create_topics
-from streams.events import DeadLetter
+from streams.codec import EventDecoder
+from streams.events import Correction, DeadLetter, UserForgotten
 from streams.producer import EventProducer
 from streams.settings import FieldMapSettings, StreamSettings
 from streams.tail import Tail
@@ -295,15 +296,20 @@ def _send(
 ) -> tuple[int, int | None, int | None]:
     """Send the log; return how many messages it has, and its first and last times."""
     topics: dict[str, str] = {kind: getattr(streams.topics, kind) for kind in KINDS}
+    corrections = EventDecoder(Correction, streams.fields.corrections)
     n_sent, first_ms, last_ms = 0, None, None
     with EventProducer(streams, client_id="osmf-replay") as producer:
         for entry in entries:
             # A message without a time is stamped by the client with the present: 0 would be taken for none.
             stamp_ms = max(entry.timestamp_ms, 1)
-            producer.send_bytes(topics[entry.kind], entry.key, entry.payload, timestamp_ms=stamp_ms)
-            n_sent += 1
+            everywhere = entry.kind == "corrections" and isinstance(corrections.decode(entry.payload)[0], UserForgotten)
+            producer.send_bytes(
+                topics[entry.kind], entry.key, entry.payload, timestamp_ms=stamp_ms, everywhere=everywhere
+            )
+            n_before = n_sent
+            n_sent += len(producer.partitions(topics[entry.kind])) if everywhere else 1
             first_ms, last_ms = first_ms or stamp_ms, stamp_ms
-            if n_sent % FLUSH_EVERY == 0:
+            if n_sent // FLUSH_EVERY > n_before // FLUSH_EVERY:
                 producer.flush()
                 on_progress("sent", n_sent)
         producer.flush()

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from osmf.figures import Figures, commit, device
+from osmf.ledger_figures import ledger_metrics, ledger_words
 from state.files import DATA_FILE
 from state.reading import StateReader
 from state.store import LAYOUT_VERSION
@@ -28,7 +29,9 @@ def run_state_info(path: Path) -> tuple[Figures, list[RenderableType]]:
         n_entries = view.n_entries()
         offsets = {f"{topic}[{n}]": offset.next_offset for (topic, n), offset in view.offsets().items()}
         stores = state.stores.values()
+        ledger = view.ledger()
         metrics: dict[str, float | int] = {
+            **ledger_metrics(ledger),
             "layout_version": LAYOUT_VERSION,
             "shards": len(stores),
             "used_bytes": sum(store.size_bytes() for store in stores),
@@ -47,7 +50,8 @@ def run_state_info(path: Path) -> tuple[Figures, list[RenderableType]]:
     mib = {name: f"{metrics[f'{name}_bytes'] / 2**20:,.1f} MiB" for name in ("used", "file", "map")}
     words = Text.assemble(
         (f"{path}: layout {LAYOUT_VERSION}. ", "bold"),
-        f"{mib['used']} in use, a file of {mib['file']}, a map of {mib['map']}, which grows by itself.",
+        f"{mib['used']} in use, a file of {mib['file']}, a map of {mib['map']}, which grows by itself. ",
+        f"{ledger_words(ledger)}.",
     )
     return figures, [words, _counts("partition", "next offset", offsets), _counts("table", "entries", n_entries)]
 

@@ -86,7 +86,7 @@ def verify_state(
         broken, missing = broken_invariants(view, waiting, streams), expired_events(view)
         n_cells = len(view.cells())
         if entries is not None:
-            events = recount_entries(entries(), streams)
+            events = recount_entries(entries, streams)
         elif from_topics:
             events = recount_topics(view, waiting, streams)
         else:
@@ -116,7 +116,7 @@ def broken_invariants(view: StateView, waiting: Iterable[WaitingClickRecord], st
 
     - A cell has no more clicks than impressions, and belongs to a registered creative; so with arms.
     - Of each partition, consumed = used + dead-lettered + waiting.
-    - The cells' impressions and clicks are the events that were used, less the duplicates.
+    - The cells' impressions and clicks are the events that were used, less the duplicates and what was taken back.
     """
     broken: list[str] = []
     cells, offsets = view.cells(), view.offsets()
@@ -141,15 +141,27 @@ def broken_invariants(view: StateView, waiting: Iterable[WaitingClickRecord], st
                 f"{partition[0]}[{partition[1]}] has consumed {offset.n_consumed:,} events, but used "
                 f"{offset.n_used:,} + dead-lettered {offset.n_dead_letters:,} + waiting {n_waiting:,}"
             )
+    ledger = view.ledger()
     counted = (
-        ("impressions", streams.topics.impressions, sum(cell.n_impressions for cell in cells)),
-        ("clicks", streams.topics.clicks, sum(cell.n_clicks for cell in cells)),
+        (
+            "impressions",
+            streams.topics.impressions,
+            sum(cell.n_impressions for cell in cells),
+            ledger.n_impressions_taken_back,
+        ),
+        (
+            "clicks",
+            streams.topics.clicks,
+            sum(cell.n_clicks for cell in cells),
+            ledger.n_clicks_retracted + ledger.n_clicks_taken_back,
+        ),
     )
-    for what, topic, n_counted in counted:
+    for what, topic, n_counted, n_taken_back in counted:
         n_used = _used_once(offsets, topic)
-        if n_counted != n_used:
+        if n_counted != n_used - n_taken_back:
             broken.append(
-                f"the cells hold {n_counted:,} {what}; {n_used:,} of {topic} were used that are no duplicates"
+                f"the cells hold {n_counted:,} {what}; {n_used:,} of {topic} were used that are no duplicates, and "
+                f"{n_taken_back:,} taken back"
             )
     return broken
 

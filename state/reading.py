@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ from state.records import (
     Cell,
     CreativeRecord,
     ExpectationRecord,
+    ForgettingRecord,
+    LedgerRecord,
     OffsetRecord,
     ProductGroups,
     ProductRecord,
@@ -28,6 +31,7 @@ from state.records import (
     split_arm_key,
     split_number_key,
     split_partition_key,
+    split_place_key,
 )
 from state.shards import shard_folders
 from state.store import ReadTransaction, Store, Table
@@ -40,6 +44,8 @@ _ARM = msgspec.msgpack.Decoder(ArmRecord)
 _EXPECTATION = msgspec.msgpack.Decoder(ExpectationRecord)
 _CATEGORY_METRICS = msgspec.msgpack.Decoder(CategoryMetricsRecord)
 _SLOPE = msgspec.msgpack.Decoder(SlopeRecord)
+_LEDGER = msgspec.msgpack.Decoder(LedgerRecord)
+_FORGETTING = msgspec.msgpack.Decoder(ForgettingRecord)
 _WAITING_CLICK = msgspec.msgpack.Decoder(WaitingClickRecord)
 _SHIFT = msgspec.msgpack.Decoder(ShiftRecord)
 
@@ -139,6 +145,18 @@ class StateView:
             before = found.get(name, ArmRecord(0, 0))
             found[name] = ArmRecord(before.n_impressions + arm.n_impressions, before.n_clicks + arm.n_clicks)
         return found
+
+    def ledger(self) -> LedgerRecord:
+        """Return the numbers of the ledger, over all shards: what it holds, what has left it, what was taken back."""
+        total = Counter[str]()
+        for value in self.meta("ledger"):
+            numbers = msgspec.structs.asdict(_LEDGER.decode(value))
+            total.update({name: n for name, n in numbers.items() if name not in ("key_mark", "open_block")})
+        return msgspec.structs.replace(LedgerRecord(), **total)
+
+    def forgettings(self) -> dict[tuple[str, int, int, int], ForgettingRecord]:
+        """Return what forgotten users' events took back, by their place: topic, partition, offset and row."""
+        return {split_place_key(key): _FORGETTING.decode(value) for key, value in self._scan(Table.FORGETTINGS)}
 
     def shifts(self) -> list[ShiftRecord]:
         """Return every published shift, oldest first."""

@@ -63,7 +63,11 @@ class CreativeRecord(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ImpressionRecord(msgspec.Struct, array_like=True):
-    """An impression whose click may still come; ``attributes`` is uint8 (N,), the value codes."""
+    """An impression whose click may still come; ``attributes`` is uint8 (N,), the value codes.
+
+    ``counted_ms`` and ``clicked_ms`` are the watermarks at which it and its click were counted. ``clicked_late`` and
+    ``retracted_late``: after it was labelled, so that a label had to be corrected.
+    """
 
     product_id: str
     creative_id: str
@@ -75,10 +79,23 @@ class ImpressionRecord(msgspec.Struct, array_like=True):
     arm: str | None
     clicked: bool
     labelled: bool
+    counted_ms: int = 0
+    clicked_ms: int = 0
+    clicked_late: bool = False
+    retracted: bool = False
+    retracted_late: bool = False
+
+    @property
+    def click_counts(self) -> bool:
+        """Whether there is a click that has not been retracted."""
+        return self.clicked and not self.retracted
 
 
 class WaitingClickRecord(msgspec.Struct, frozen=True, array_like=True):
-    """A click that came before its impression, with its place in the log for a dead letter."""
+    """A click that came before its impression, with its place in the log for a dead letter.
+
+    One that is ``retracted`` is credited all the same when its impression comes, and taken back at once.
+    """
 
     clicked_at_ms: int
     topic: str
@@ -86,6 +103,75 @@ class WaitingClickRecord(msgspec.Struct, frozen=True, array_like=True):
     offset: int
     row: int
     payload: bytes
+    retracted: bool = False
+
+
+class LedgerBlock(msgspec.Struct, array_like=True):
+    """Some entries of the ledger, oldest first: of each its kind, the impression's id, and what there is to know.
+
+    ``details`` are an `ImpressionRecord` of an impression, `ClickEntry` of a click that came in a later micro-batch,
+    and `RetractionEntry` of its retraction. ``starts`` is where the partitions of impressions stood before the first
+    entry, ``oldest_ms`` its watermark.
+    """
+
+    oldest_ms: int
+    starts: dict[str, dict[int, int]]
+    kinds: bytes
+    impression_ids: list[str]
+    details: list[bytes]
+
+
+class ClickEntry(msgspec.Struct, frozen=True, array_like=True):
+    """A click: at which watermark it was counted, and whether the impression had been labelled."""
+
+    clicked_ms: int
+    late: bool
+
+
+class RetractionEntry(msgspec.Struct, frozen=True, array_like=True):
+    """A click's retraction: whether the impression had been labelled."""
+
+    late: bool
+
+
+class LedgerRecord(msgspec.Struct, array_like=True):
+    """The ledger's numbers.
+
+    ``n_expired`` and ``n_dropped`` are entries that were removed after ``online.ledger.retention_s`` and beyond
+    ``online.ledger.max_entries``, ``n_forgotten`` those of forgotten users. ``key_mark`` tells hash keys apart.
+    """
+
+    key_mark: bytes = b""
+    n_blocks: int = 0
+    open_block: int | None = None
+    n_entries: int = 0
+    n_expired: int = 0
+    n_dropped: int = 0
+    n_forgotten: int = 0
+    n_users_forgotten: int = 0
+    n_impressions_taken_back: int = 0
+    n_clicks_taken_back: int = 0
+    n_clicks_retracted: int = 0
+
+
+class ForgettingRecord(msgspec.Struct, frozen=True, array_like=True):
+    """Which events a `UserForgotten` took back: those from ``starts`` to before ``ends``, by topic and partition.
+
+    It is kept under the event's place in the log, for a recount; of the user it holds nothing.
+    """
+
+    starts: dict[str, dict[int, int]]
+    ends: dict[str, dict[int, int]]
+
+
+class LiveRestartRecord(msgspec.Struct, frozen=True, array_like=True):
+    """When a product's live counts last began anew, and since when what they began with had been counted.
+
+    Both are watermarks: they began with the impressions labelled from ``evidence_from_ms`` on.
+    """
+
+    at_ms: int
+    evidence_from_ms: int
 
 
 class Cell(msgspec.Struct, frozen=True):
@@ -293,6 +379,17 @@ def split_partition_key(key: bytes) -> tuple[str, int]:
     """Return (topic, partition) of a partition's key."""
     topic, rest = key.split(SEPARATOR, 1)
     return topic.decode(), _U32.unpack(rest)[0]
+
+
+def place_key(topic: str, partition: int, offset: int, row: int) -> bytes:
+    """Return the key of an event's place in the log."""
+    return partition_key(topic, partition) + _U64.pack(offset) + _U32.pack(row)
+
+
+def split_place_key(key: bytes) -> tuple[str, int, int, int]:
+    """Return (topic, partition, offset, row) of a key made by `place_key`."""
+    topic, rest = key.split(SEPARATOR, 1)
+    return topic.decode(), *struct.unpack(">IQI", rest)
 
 
 def timer_key(at_ms: int, impression_id: str) -> bytes:

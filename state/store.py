@@ -40,7 +40,7 @@ from state.files import (
 from state.ownership import OWNER_KEY, Owner, next_owner, read_owner, unblock
 from state.pages import PageError, check_pages
 
-LAYOUT_VERSION = 5
+LAYOUT_VERSION = 6
 """Version of the tables and record layouts; another version is refused, never guessed."""
 
 MIGRATES_FROM = 4
@@ -62,7 +62,11 @@ class Table(StrEnum):
     IMPRESSIONS = "impressions"
     WAITING_CLICKS = "waiting_clicks"
     TIMERS = "timers"
+    LEDGER = "ledger"
+    LEDGER_INDEX = "ledger_index"
+    FORGETTINGS = "forgettings"
     CELLS = "cells"
+    LIVE_RESTARTS = "live_restarts"
     GROUPS = "groups"
     CLUSTERINGS = "clusterings"
     EXPECTATIONS = "expectations"

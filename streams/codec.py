@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, get_args
 
 import msgspec
 
 from streams.events import (
     Click,
+    ClickRetracted,
+    Correction,
     Creative,
     CreativeReviewed,
     DeadLetter,
@@ -22,6 +25,7 @@ from streams.events import (
     GroupsShifted,
     Impression,
     Product,
+    UserForgotten,
 )
 from streams.settings import FieldMapSettings, TopicSettings
 
@@ -54,19 +58,24 @@ class EventDecoder:
     Parameters
     ----------
     event_type
-        The struct that the topic holds.
+        The struct that the topic holds, or the union of them (each then says its ``type``).
     fields
         A platform's own names: our field to their path (dots reach into objects). Empty: our names.
     """
 
-    def __init__(self, event_type: type[Event], fields: Mapping[str, str] | None = None) -> None:
+    def __init__(self, event_type: type[Event] | UnionType, fields: Mapping[str, str] | None = None) -> None:
         self.event_type = event_type
+        structs: tuple[type[Event], ...] = get_args(event_type) or (event_type,)
+        self._name = " or ".join(struct.__name__ for struct in structs)
+        tags = {tag for struct in structs if (tag := struct.__struct_config__.tag_field) is not None}
         self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(event_type)
         self._paths = {ours: theirs.split(".") for ours, theirs in (fields or {}).items()}
-        known = {field.name for field in msgspec.structs.fields(event_type)}
+        fields_of = [msgspec.structs.fields(struct) for struct in structs]
+        known = {field.name for each in fields_of for field in each} | tags
         if unknown := sorted(set(self._paths) - known):
-            raise FieldMapError(event_type, unknown, sorted(known))
-        self._required = {field.name for field in msgspec.structs.fields(event_type) if field.required}
+            raise FieldMapError(self._name, unknown, sorted(known))
+        required = [{field.name for field in each if field.required} for each in fields_of]
+        self._required = set.intersection(*required) | tags
 
     def decode(self, payload: bytes | None) -> list[Event | Undecodable]:
         """Return the events of a message: one for JSON, one a row for Arrow IPC."""
@@ -136,30 +145,32 @@ class EventDecoder:
         else:
             reason = "invalid_field"
         if reason == "missing_field":
-            message += f"; {self.event_type.__name__} needs {', '.join(sorted(self._required))}"
+            message += f"; {self._name} needs {', '.join(sorted(self._required))}"
         return Undecodable(reason, message[:MAX_DETAIL_CHARS], payload)
 
 
 class FieldMapError(ValueError):
     """A field map names a field that the event does not have."""
 
-    def __init__(self, event_type: type[Event], unknown: list[str], known: list[str]) -> None:
+    def __init__(self, name: str, unknown: list[str], known: list[str]) -> None:
         super().__init__(
-            f"the field map of {event_type.__name__} names {', '.join(unknown)}, which it does not have: "
+            f"the field map of {name} names {', '.join(unknown)}, which it does not have: "
             f"allowed are {', '.join(known)}. Nothing was read."
         )
 
 
-def topic_types(topics: TopicSettings) -> dict[str, type[Event]]:
-    """Return the event type of each topic."""
+def event_topics(topics: TopicSettings) -> dict[type[Event], str]:
+    """Return the topic of each type of event."""
     return {
-        topics.impressions: Impression,
-        topics.clicks: Click,
-        topics.products: Product,
-        topics.creatives: Creative,
-        topics.creatives_reviewed: CreativeReviewed,
-        topics.groups_shifted: GroupsShifted,
-        topics.dead_letters: DeadLetter,
+        Impression: topics.impressions,
+        Click: topics.clicks,
+        ClickRetracted: topics.corrections,
+        UserForgotten: topics.corrections,
+        Product: topics.products,
+        Creative: topics.creatives,
+        CreativeReviewed: topics.creatives_reviewed,
+        GroupsShifted: topics.groups_shifted,
+        DeadLetter: topics.dead_letters,
     }
 
 
@@ -168,6 +179,7 @@ def topic_decoders(topics: TopicSettings, fields: FieldMapSettings) -> dict[str,
     return {
         topics.impressions: EventDecoder(Impression, fields.impressions),
         topics.clicks: EventDecoder(Click, fields.clicks),
+        topics.corrections: EventDecoder(Correction, fields.corrections),
         topics.products: EventDecoder(Product, fields.products),
         topics.creatives: EventDecoder(Creative, fields.creatives),
     }
@@ -180,6 +192,10 @@ def event_time_ms(event: Event) -> int:
             return event.shown_at_ms
         case Click():
             return event.clicked_at_ms
+        case ClickRetracted():
+            return event.retracted_at_ms
+        case UserForgotten():
+            return event.forgotten_at_ms
         case Product():
             return event.updated_at_ms
         case Creative():
@@ -194,14 +210,19 @@ def event_time_ms(event: Event) -> int:
 
 def event_key(event: Event) -> str:
     """Return the key of an event's message: the product, so that all of a product lies in one partition."""
-    return event.event_id if isinstance(event, DeadLetter) else event.product_id
+    match event:
+        case DeadLetter():
+            return event.event_id
+        case UserForgotten():
+            return event.user_id
+        case _:
+            return event.product_id
 
 
 def json_schemas() -> dict[str, dict[str, Any]]:
     """Return the JSON Schema of each event, by the name of its file."""
-    types: list[type[Event]] = [Impression, Click, Product, Creative, CreativeReviewed, GroupsShifted, DeadLetter]
     schemas = {}
-    for event_type in types:
+    for event_type in get_args(Event):
         name = re.sub(r"(?<!^)(?=[A-Z])", "-", event_type.__name__).lower()
         schemas[f"{name}.schema.json"] = {
             "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -1,8 +1,9 @@
 """Event schemas: every message that crosses a topic, as typed structs.
 
-One struct per topic. Times are event times in milliseconds since the Unix epoch (``_ms``). Unknown
-fields are ignored, so that producers may add some; an unknown ``schema_version``, a missing field
-or a value outside its range is refused by the decoder and ends in the dead letters.
+One struct per topic; corrections are two structs on one topic, told apart by their ``type``. Times are
+event times in milliseconds since the Unix epoch (``_ms``). Unknown fields are ignored, so that
+producers may add some; an unknown ``schema_version``, a missing field or a value outside its range is
+refused by the decoder and ends in the dead letters.
 The JSON Schemas in ``docs/schemas/`` are exported from here (``osmf schemas``).
 """
 
@@ -81,6 +82,36 @@ class Click(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         """Check what a schema cannot: the ids' bytes."""
         _check_id_bytes(self, "impression_id", "product_id")
+
+
+class ClickRetracted(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    """A click that was counted is none after all, such as one found to be fraud: it is taken back everywhere."""
+
+    impression_id: Id
+    product_id: Id
+    retracted_at_ms: TimeMs
+    reason: str | None = None
+    schema_version: SchemaVersion = 1
+
+    def __post_init__(self) -> None:
+        """Check what a schema cannot: the ids' bytes."""
+        _check_id_bytes(self, "impression_id", "product_id")
+
+
+class UserForgotten(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    """A user is to be forgotten: all that was added for the user is taken back, and nothing of the user is kept.
+
+    Impressions lie in the partition of their product, so that one copy belongs in every partition of the topic
+    (`streams.producer.EventProducer` sends it so).
+    """
+
+    user_id: Id
+    forgotten_at_ms: TimeMs
+    schema_version: SchemaVersion = 1
+
+    def __post_init__(self) -> None:
+        """Check what a schema cannot: the id's bytes, since it is the key of the message."""
+        _check_id_bytes(self, "user_id")
 
 
 class Product(msgspec.Struct, frozen=True, kw_only=True):
@@ -222,6 +253,8 @@ DeadLetterReason = Literal[
     "unknown_product",
     "unknown_creative",
     "unknown_impression",
+    "unknown_click",
+    "ledger_off",
     "unreadable_image",
     "time_ahead",
     "over_limit",
@@ -242,5 +275,18 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     schema_version: SchemaVersion = 1
 
 
-Event = Impression | Click | Product | Creative | CreativeReviewed | GroupsShifted | DeadLetter
+Correction = ClickRetracted | UserForgotten
+"""What takes back an earlier event."""
+
+Event = (
+    Impression
+    | Click
+    | ClickRetracted
+    | UserForgotten
+    | Product
+    | Creative
+    | CreativeReviewed
+    | GroupsShifted
+    | DeadLetter
+)
 """Any event of ours."""

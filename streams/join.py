@@ -8,60 +8,31 @@ on the log, so that a replay repeats it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
 import msgspec
 
 from state.records import (
+    ClickEntry,
     ImpressionRecord,
+    RetractionEntry,
     WaitingClickRecord,
     encode_record,
     split_timer_key,
     timer_key,
 )
 from state.store import ChangeSet, ReadTransaction, Table
-from streams.codec import ARROW_STREAM_MARK, Undecodable, encode
-from streams.events import Click, DeadLetterReason, Event, Impression
+from streams.events import Click, ClickRetracted, Impression, UserForgotten
 from streams.merge import Message
+from streams.received import Received, Refused, payload_of
 from streams.settings import JoinSettings
+from streams.touched import TouchedImpressions
 
-_IMPRESSION = msgspec.msgpack.Decoder(ImpressionRecord)
 _WAITING = msgspec.msgpack.Decoder(WaitingClickRecord)
 
 _LABEL, _EXPIRE, _WAIT = b"L", b"E", b"W"
-
-
-class Refused(msgspec.Struct, frozen=True):
-    """An event that cannot be used, with its place in the log."""
-
-    topic: str
-    partition: int
-    offset: int
-    row: int
-    reason: DeadLetterReason
-    detail: str
-    payload: bytes
-
-
-class Received(msgspec.Struct, frozen=True):
-    """An event with its place in the log; ``row`` counts the events of one message."""
-
-    event: Impression | Click
-    message: Message
-    row: int
-
-    def refuse(self, reason: DeadLetterReason, detail: str) -> Refused:
-        """Return this event as one that cannot be used."""
-        at = self.message
-        return Refused(at.topic, at.partition, at.offset, self.row, reason, detail, payload_of(self.event, at))
-
-
-def payload_of(event: Event, message: Message) -> bytes:
-    """Return the bytes that an event has in a dead letter: its message's, or of a batch of many events its own."""
-    value = message.value or b""
-    return encode(event) if value.startswith(ARROW_STREAM_MARK) else value
 
 
 @dataclass
@@ -80,13 +51,20 @@ class Joined:
 
     ``clicked`` are impressions whose click arrived in this batch (counted now); ``labelled`` are
     those whose label window closed (trained now); ``corrected`` were labelled as no click and are
-    clicked after all (the label is taken back and given anew). ``n_closed_early`` impressions had to go before their
-    attribution window had passed, for there were too many.
+    clicked after all (the label is taken back and given anew). ``retracted`` are those whose click was
+    retracted (taken back now); ``uncorrected`` those of them that were labelled as a click before.
+    ``click_entries`` and ``retraction_entries`` are the same clicks and retractions for the ledger, but
+    for those of the batch's own impressions.
+    ``n_closed_early`` impressions had to go before their attribution window had passed, for there were too many.
     """
 
     clicked: list[ImpressionRecord] = field(default_factory=list)
     labelled: list[ImpressionRecord] = field(default_factory=list)
     corrected: list[ImpressionRecord] = field(default_factory=list)
+    retracted: list[ImpressionRecord] = field(default_factory=list)
+    uncorrected: list[ImpressionRecord] = field(default_factory=list)
+    click_entries: list[tuple[str, ClickEntry]] = field(default_factory=list)
+    retraction_entries: list[tuple[str, RetractionEntry]] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
     tallies: dict[tuple[str, int], Tally] = field(default_factory=dict)
     n_closed_early: int = 0
@@ -95,30 +73,38 @@ class Joined:
         """Return the tally of a partition."""
         return self.tallies.setdefault((topic, partition), Tally())
 
+    def use(self, at: Message | WaitingClickRecord, *, duplicate: bool = False) -> None:
+        """Record an event as used; a duplicate is one without effect."""
+        tally = self.tally(at.topic, at.partition)
+        tally.n_used += 1
+        tally.n_duplicates += duplicate
+
     def refuse(self, refused: Refused) -> None:
         """Record an event that cannot be used."""
         self.refused.append(refused)
         self.tally(refused.topic, refused.partition).n_dead_letters += 1
 
 
-def new_impressions(txn: ReadTransaction, received: Iterable[Received], joined: Joined) -> list[Received]:
-    """Return the impressions that are not known yet; the others are counted as duplicates."""
+def new_impressions(
+    txn: ReadTransaction, received: Iterable[Received], joined: Joined, forgotten: Collection[str] = ()
+) -> list[Received]:
+    """Return the impressions that are not known yet, or forgotten; the others are counted as duplicates."""
     candidates = list(received)
     known = txn.get_many(
         Table.IMPRESSIONS,
-        [item.event.impression_id.encode() for item in candidates],
+        [item.event.impression_id.encode() for item in candidates if isinstance(item.event, Impression)],
     )
     fresh: list[Received] = []
     seen: set[str] = set()
     for item in candidates:
+        assert isinstance(item.event, Impression)
         impression_id = item.event.impression_id
-        tally = joined.tally(item.message.topic, item.message.partition)
-        tally.n_used += 1
-        if impression_id in seen or impression_id.encode() in known:
-            tally.n_duplicates += 1
-            continue
-        seen.add(impression_id)
-        fresh.append(item)
+        is_known = impression_id.encode() in known and impression_id not in forgotten
+        duplicate = is_known or impression_id in seen
+        joined.use(item.message, duplicate=duplicate)
+        if not duplicate:
+            seen.add(impression_id)
+            fresh.append(item)
     return fresh
 
 
@@ -146,6 +132,9 @@ class Join:
         clicks: list[Received],
         newest_event_ms: int,
         joined: Joined,
+        *,
+        archived: Mapping[str, ImpressionRecord] | None = None,
+        forgotten: Collection[str] = (),
     ) -> Joined:
         """Join a batch and write what changed to ``changes``.
 
@@ -156,21 +145,28 @@ class Join:
         impressions
             The batch's new impressions, by id.
         clicks
-            The batch's clicks, in log order.
+            The batch's clicks and their retractions, in log order.
         newest_event_ms
             The newest event time of the batch; the watermark stays ``allowed_lateness_s`` behind it.
         joined
             What is known of the batch so far; added to and returned.
+        archived
+            Impressions whose click may no longer come, but can be retracted, by id.
+        forgotten
+            Ids of impressions that the state before this batch knows, and this batch has forgotten.
         """
         self._n_waiting = txn.count(Table.WAITING_CLICKS)
-        touched = _Touched(txn, impressions)
-        touched.load([click.event.impression_id for click in clicks])
+        touched = TouchedImpressions(txn, impressions, forgotten)
+        touched.load([click.event.impression_id for click in clicks if not isinstance(click.event, UserForgotten)])
+        # A step back of the newest event (a clock that jumped) never moves the watermark back.
+        self.watermark_ms = max(self.watermark_ms, newest_event_ms - self._settings.allowed_lateness_s * 1000)
         self._open(changes, impressions)
         self._resolve_waiting(txn, changes, touched, impressions, joined)
         for click in clicks:
-            self._click(txn, changes, touched, click, joined)
-        # A step back of the newest event (a clock that jumped) never moves the watermark back.
-        self.watermark_ms = max(self.watermark_ms, newest_event_ms - self._settings.allowed_lateness_s * 1000)
+            if isinstance(click.event, ClickRetracted):
+                self._retract(txn, changes, touched, archived or {}, click, joined)
+            else:
+                self._click(txn, changes, touched, click, joined)
         self._fire(txn, changes, touched, joined)
         n_pending = txn.count(Table.IMPRESSIONS) + len(impressions) - touched.n_dropped
         if n_pending > self._settings.max_pending_impressions:
@@ -180,6 +176,7 @@ class Join:
 
     def _open(self, changes: ChangeSet, impressions: dict[str, ImpressionRecord]) -> None:
         for impression_id, record in impressions.items():
+            record.counted_ms = self.watermark_ms
             due_ms = record.shown_at_ms + self._settings.label_window_s * 1000
             changes.put(Table.TIMERS, timer_key(due_ms, impression_id), _LABEL)
 
@@ -187,7 +184,7 @@ class Join:
         self,
         txn: ReadTransaction,
         changes: ChangeSet,
-        touched: _Touched,
+        touched: TouchedImpressions,
         impressions: dict[str, ImpressionRecord],
         joined: Joined,
     ) -> None:
@@ -196,16 +193,19 @@ class Join:
         waiting = txn.get_many(Table.WAITING_CLICKS, [impression_id.encode() for impression_id in impressions])
         for key, value in waiting.items():
             click = _WAITING.decode(value)
-            self._n_waiting -= 1
-            changes.delete(Table.WAITING_CLICKS, key)
-            changes.delete(Table.TIMERS, timer_key(self._gives_up_ms(click.clicked_at_ms), key.decode()))
+            self._end_wait(changes, key.decode(), click)
             self._attribute(touched, key.decode(), click, joined)
 
-    def _gives_up_ms(self, clicked_at_ms: int) -> int:
-        return clicked_at_ms + self._settings.click_wait_s * 1000
+    def _end_wait(self, changes: ChangeSet, impression_id: str, click: WaitingClickRecord) -> None:
+        self._n_waiting -= 1
+        changes.delete(Table.WAITING_CLICKS, impression_id.encode())
+        changes.delete(Table.TIMERS, self._wait_timer(click.clicked_at_ms, impression_id))
+
+    def _wait_timer(self, clicked_at_ms: int, impression_id: str) -> bytes:
+        return timer_key(clicked_at_ms + self._settings.click_wait_s * 1000, impression_id)
 
     def _click(
-        self, txn: ReadTransaction, changes: ChangeSet, touched: _Touched, click: Received, joined: Joined
+        self, txn: ReadTransaction, changes: ChangeSet, touched: TouchedImpressions, click: Received, joined: Joined
     ) -> None:
         event, at = click.event, click.message
         assert isinstance(event, Click)
@@ -215,11 +215,8 @@ class Join:
         if touched.get(event.impression_id) is not None:
             self._attribute(touched, event.impression_id, arrived, joined)
             return
-        key = event.impression_id.encode()
-        if changes.has(Table.WAITING_CLICKS, key) or txn.get(Table.WAITING_CLICKS, key) is not None:
-            tally = joined.tally(at.topic, at.partition)
-            tally.n_used += 1
-            tally.n_duplicates += 1
+        if _waiting(txn, changes, event.impression_id) is not None:
+            joined.use(at, duplicate=True)
             return
         if self._n_waiting >= self._settings.max_waiting_clicks:
             joined.refuse(
@@ -231,10 +228,56 @@ class Join:
             )
             return
         self._n_waiting += 1
-        changes.put(Table.WAITING_CLICKS, key, encode_record(arrived))
-        changes.put(Table.TIMERS, timer_key(self._gives_up_ms(event.clicked_at_ms), event.impression_id), _WAIT)
+        changes.put(Table.WAITING_CLICKS, event.impression_id.encode(), encode_record(arrived))
+        changes.put(Table.TIMERS, self._wait_timer(event.clicked_at_ms, event.impression_id), _WAIT)
 
-    def _attribute(self, touched: _Touched, impression_id: str, click: WaitingClickRecord, joined: Joined) -> None:
+    def _retract(
+        self,
+        txn: ReadTransaction,
+        changes: ChangeSet,
+        touched: TouchedImpressions,
+        archived: Mapping[str, ImpressionRecord],
+        retraction: Received,
+        joined: Joined,
+    ) -> None:
+        event, at = retraction.event, retraction.message
+        assert isinstance(event, ClickRetracted)
+        impression_id = event.impression_id
+        record = touched.get(impression_id) or archived.get(impression_id)
+        waiting = None if record is not None else _waiting(txn, changes, impression_id)
+        if record is None and waiting is None:
+            detail = f"nothing is known of impression {impression_id!r}, or no longer (online.ledger.retention_s)"
+            joined.refuse(retraction.refuse("unknown_impression", detail))
+        elif record is None:
+            assert waiting is not None
+            joined.use(at, duplicate=waiting.retracted)
+            kept = msgspec.structs.replace(waiting, retracted=True)
+            changes.put(Table.WAITING_CLICKS, impression_id.encode(), encode_record(kept))
+        elif not record.clicked:
+            detail = f"no click on impression {impression_id!r} has been counted"
+            joined.refuse(retraction.refuse("unknown_click", detail))
+        else:
+            joined.use(at, duplicate=record.retracted)
+            self._discredit(touched, impression_id, record, joined)
+
+    def _discredit(
+        self, touched: TouchedImpressions, impression_id: str, record: ImpressionRecord, joined: Joined
+    ) -> None:
+        """Take the click of an impression back; a second time nothing happens."""
+        if record.retracted:
+            return
+        record.retracted, record.retracted_late = True, record.labelled
+        joined.retracted.append(record)
+        if record.labelled:
+            joined.uncorrected.append(record)
+        if touched.get(impression_id) is record:
+            touched.mark(impression_id)
+        if not touched.is_new(impression_id):
+            joined.retraction_entries.append((impression_id, RetractionEntry(record.labelled)))
+
+    def _attribute(
+        self, touched: TouchedImpressions, impression_id: str, click: WaitingClickRecord, joined: Joined
+    ) -> None:
         """Give a click to its impression, unless it came too late or there was one before."""
         record = touched.get(impression_id)
         assert record is not None
@@ -248,23 +291,24 @@ class Join:
                 )
             )
             return
-        tally = joined.tally(click.topic, click.partition)
-        tally.n_used += 1
-        if record.clicked:
-            tally.n_duplicates += 1
-            return
-        self._credit(touched, impression_id, joined)
+        joined.use(click, duplicate=record.clicked)
+        if not record.clicked:
+            self._credit(touched, impression_id, joined)
+            if click.retracted:
+                self._discredit(touched, impression_id, record, joined)
 
-    def _credit(self, touched: _Touched, impression_id: str, joined: Joined) -> None:
+    def _credit(self, touched: TouchedImpressions, impression_id: str, joined: Joined) -> None:
         record = touched.get(impression_id)
         assert record is not None
-        record.clicked = True
+        record.clicked, record.clicked_ms, record.clicked_late = True, self.watermark_ms, record.labelled
         touched.mark(impression_id)
         joined.clicked.append(record)
+        if not touched.is_new(impression_id):
+            joined.click_entries.append((impression_id, ClickEntry(record.clicked_ms, record.clicked_late)))
         if record.labelled:
             joined.corrected.append(record)
 
-    def _fire(self, txn: ReadTransaction, changes: ChangeSet, touched: _Touched, joined: Joined) -> None:
+    def _fire(self, txn: ReadTransaction, changes: ChangeSet, touched: TouchedImpressions, joined: Joined) -> None:
         end = timer_key(self.watermark_ms, "")
         due: list[tuple[bytes, bytes]] = []
         for key, kind in txn.scan(Table.TIMERS):
@@ -296,7 +340,7 @@ class Join:
             touched.drop(impression_id)
 
     def _close_early(
-        self, txn: ReadTransaction, changes: ChangeSet, touched: _Touched, joined: Joined, n_surplus: int
+        self, txn: ReadTransaction, changes: ChangeSet, touched: TouchedImpressions, joined: Joined, n_surplus: int
     ) -> None:
         """Close the oldest impressions before their time, those that are labelled first."""
         n_most = min(n_surplus, self._settings.max_timers_per_batch)
@@ -322,17 +366,11 @@ class Join:
             joined.n_closed_early += 1
 
     def _give_up(self, txn: ReadTransaction, changes: ChangeSet, impression_id: str, joined: Joined) -> None:
-        key = impression_id.encode()
-        pending = (
-            changes.get(Table.WAITING_CLICKS, key)
-            if changes.has(Table.WAITING_CLICKS, key)
-            else (txn.get(Table.WAITING_CLICKS, key))
-        )
-        if pending is None:
+        record = _waiting(txn, changes, impression_id)
+        if record is None:
             return
-        record = _WAITING.decode(pending)
         self._n_waiting -= 1
-        changes.delete(Table.WAITING_CLICKS, key)
+        changes.delete(Table.WAITING_CLICKS, impression_id.encode())
         joined.refuse(
             _refused(
                 record,
@@ -341,53 +379,17 @@ class Join:
         )
 
 
+def _waiting(txn: ReadTransaction, changes: ChangeSet, impression_id: str) -> WaitingClickRecord | None:
+    """Return the click that waits for an impression."""
+    key = impression_id.encode()
+    value = (
+        changes.get(Table.WAITING_CLICKS, key)
+        if changes.has(Table.WAITING_CLICKS, key)
+        else txn.get(Table.WAITING_CLICKS, key)
+    )
+    return None if value is None else _WAITING.decode(value)
+
+
 def _refused(click: WaitingClickRecord, detail: str) -> Refused:
     at = (click.topic, click.partition, click.offset, click.row)
     return Refused(*at, "unknown_impression", detail, click.payload)
-
-
-class _Touched:
-    """The impressions that a batch looks at: loaded in bulk, written once."""
-
-    def __init__(self, txn: ReadTransaction, new: dict[str, ImpressionRecord]) -> None:
-        self._txn = txn
-        self._records: dict[str, ImpressionRecord] = dict(new)
-        self._dirty: dict[str, None] = dict.fromkeys(new)
-        self._dropped: set[str] = set()
-
-    def load(self, impression_ids: Iterable[str]) -> None:
-        wanted = [
-            impression_id.encode()
-            for impression_id in impression_ids
-            if impression_id not in self._records and impression_id not in self._dropped
-        ]
-        for key, value in self._txn.get_many(Table.IMPRESSIONS, wanted).items():
-            self._records[key.decode()] = _IMPRESSION.decode(value)
-
-    @property
-    def n_dropped(self) -> int:
-        return len(self._dropped)
-
-    def get(self, impression_id: str) -> ImpressionRecord | None:
-        return self._records.get(impression_id)
-
-    def mark(self, impression_id: str) -> None:
-        self._dirty[impression_id] = None
-
-    def drop(self, impression_id: str) -> None:
-        del self._records[impression_id]
-        self._dirty.pop(impression_id, None)
-        self._dropped.add(impression_id)
-
-    def write(self, changes: ChangeSet) -> None:
-        for impression_id in self._dirty:
-            changes.put(Table.IMPRESSIONS, impression_id.encode(), encode_record(self._records[impression_id]))
-        for impression_id in self._dropped:
-            changes.delete(Table.IMPRESSIONS, impression_id.encode())
-
-
-def undecodable(message: Message, row: int, failure: Undecodable) -> Refused:
-    """Return a message that could not be decoded as one that cannot be used."""
-    return Refused(
-        message.topic, message.partition, message.offset, row, failure.reason, failure.detail, failure.payload
-    )

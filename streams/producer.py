@@ -5,9 +5,9 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
-from streams.codec import encode, event_key, event_time_ms, topic_types
+from streams.codec import encode, event_key, event_time_ms, event_topics
 from streams.errors import BrokerAwayError
-from streams.events import Event
+from streams.events import Event, UserForgotten
 from streams.settings import StreamSettings
 
 _LINGER_MS = 20
@@ -26,6 +26,7 @@ class SendError(RuntimeError):
 class EventProducer:
     """Sends events to the topic of their type, keyed by product, stamped with their event time.
 
+    A forgotten user concerns every product, so that one copy goes to every partition.
     ``send`` returns before the broker has answered; ``flush`` waits for every answer and raises
     `SendError` when one of them was a refusal.
     """
@@ -35,7 +36,7 @@ class EventProducer:
         from kafka.errors import KafkaError
 
         timeout_ms = int(settings.broker_timeout_s * 1000)
-        self._topics = {event_type: topic for topic, event_type in topic_types(settings.topics).items()}
+        self._topics = event_topics(settings.topics)
         try:
             self._producer = KafkaProducer(
                 bootstrap_servers=settings.bootstrap_servers.split(","),
@@ -56,11 +57,17 @@ class EventProducer:
     def send(self, event: Event) -> None:
         """Send one event; the answer is awaited by `flush`."""
         self.send_bytes(
-            self._topics[type(event)], event_key(event), encode(event), timestamp_ms=event_time_ms(event) or None
+            self._topics[type(event)],
+            event_key(event),
+            encode(event),
+            timestamp_ms=event_time_ms(event) or None,
+            everywhere=isinstance(event, UserForgotten),
         )
 
-    def send_bytes(self, topic: str, key: str, payload: bytes, *, timestamp_ms: int | None = None) -> None:
-        """Send bytes as they are; the answer is awaited by `flush`.
+    def send_bytes(
+        self, topic: str, key: str, payload: bytes, *, timestamp_ms: int | None = None, everywhere: bool = False
+    ) -> None:
+        """Send bytes as they are to the key's partition, or ``everywhere``; the answer is awaited by `flush`.
 
         Raises
         ------
@@ -69,11 +76,18 @@ class EventProducer:
         """
         from kafka.errors import KafkaError
 
-        try:
-            future: Any = self._producer.send(topic, key=key.encode(), value=payload, timestamp_ms=timestamp_ms)
-        except KafkaError as error:
-            raise SendError(topic, error) from error
-        future.add_errback(lambda error: self._errors.append((topic, error)))
+        for partition in self.partitions(topic) if everywhere else [None]:
+            try:
+                future: Any = self._producer.send(
+                    topic, key=key.encode(), value=payload, timestamp_ms=timestamp_ms, partition=partition
+                )
+            except KafkaError as error:
+                raise SendError(topic, error) from error
+            future.add_errback(lambda error: self._errors.append((topic, error)))
+
+    def partitions(self, topic: str) -> list[int]:
+        """Return the partitions of a topic."""
+        return sorted(self._producer.partitions_for(topic) or [0])
 
     def flush(self) -> None:
         """Wait until the broker has everything.

@@ -14,6 +14,10 @@ class TopicSettings(BaseModel):
 
     impressions: str = Field("osmf.impressions", description="Topic of impressions (in), keyed by product.")
     clicks: str = Field("osmf.clicks", description="Topic of clicks (in), keyed by product.")
+    corrections: str = Field(
+        "osmf.corrections",
+        description="Topic of retracted clicks (in, keyed by product) and forgotten users (a copy in each partition).",
+    )
     products: str = Field("osmf.products", description="Topic of products (in), keyed by product; may be compacted.")
     creatives: str = Field("osmf.creatives", description="Topic of creatives (in, and out of the generator).")
     creatives_reviewed: str = Field(
@@ -23,6 +27,11 @@ class TopicSettings(BaseModel):
     groups_shifted: str = Field("osmf.groups-shifted", description="Topic of shifts (out), keyed by product.")
     dead_letters: str = Field("osmf.dead-letters", description="Topic of events that could not be used (out).")
 
+    @property
+    def inputs(self) -> list[str]:
+        """The topics that the online process reads, in order of precedence at equal times: what is shown is known."""
+        return [self.products, self.creatives, self.impressions, self.clicks, self.corrections]
+
 
 class FieldMapSettings(BaseModel):
     """A platform's own field names: ours on the left, theirs on the right; dots reach into objects."""
@@ -31,6 +40,7 @@ class FieldMapSettings(BaseModel):
 
     impressions: dict[str, str] = Field({}, description='For impressions, such as {creative_id = "ad.image_id"}.')
     clicks: dict[str, str] = Field({}, description="For clicks.")
+    corrections: dict[str, str] = Field({}, description="For retracted clicks and forgotten users.")
     products: dict[str, str] = Field({}, description="For products.")
     creatives: dict[str, str] = Field({}, description="For creatives.")
 

@@ -28,6 +28,7 @@ def replay(
     products: Annotated[Path | None, typer.Option(help="Products, Parquet or JSON lines.")] = None,
     creatives: Annotated[Path | None, typer.Option(help="Creatives; default: those of the impressions.")] = None,
     users: Annotated[Path | None, typer.Option(help="Users with their attributes, joined by user_id.")] = None,
+    corrections: Annotated[Path | None, typer.Option(help="Retracted clicks and forgotten users.")] = None,
     bootstrap_servers: BootstrapServers = None,
     json: Json = None,
 ) -> None:
@@ -48,11 +49,41 @@ def replay(
         elif impressions is None or clicks is None or products is None:
             raise fail("name --impressions, --clicks and --products (and --users), or the data set `obd`")
         else:
-            files = EventFiles(impressions, clicks, products, creatives, users)
+            files = EventFiles(impressions, clicks, products, creatives, users, corrections)
             figures = replay_files(files, streams, settings.online, settings.state, own_broker=own_broker)
     except (EventFileError, RuntimeError) as error:
         raise fail(error) from error
     show(figures, json)
+
+
+def forget(
+    user_id: Annotated[str, typer.Argument(metavar="USER_ID", help="The user, as impressions name them.")],
+    bootstrap_servers: Annotated[
+        str | None, typer.Option("--bootstrap-servers", help="The broker; default: streams.bootstrap_servers.")
+    ] = None,
+) -> None:
+    """Ask the online process to forget a user; every partition of the corrections gets the event."""
+    import time
+
+    import msgspec
+
+    from streams.events import UserForgotten
+    from streams.producer import EventProducer, SendError
+
+    streams = command_settings().streams
+    if bootstrap_servers is not None:
+        streams = streams.model_copy(update={"bootstrap_servers": bootstrap_servers})
+    try:
+        raw = {"type": "UserForgotten", "user_id": user_id, "forgotten_at_ms": time.time_ns() // 1_000_000}
+        event = msgspec.convert(raw, UserForgotten)
+        with EventProducer(streams, client_id="osmf-forget") as producer:
+            producer.send(event)
+            producer.flush()
+    except (msgspec.ValidationError, SendError) as error:
+        raise fail(error) from error
+    typer.echo(
+        f"sent to {streams.topics.corrections}: what was added for {user_id!r} is taken back once it is consumed"
+    )
 
 
 def verify(
@@ -62,6 +93,7 @@ def verify(
     products: Annotated[Path | None, typer.Option(help="Products.")] = None,
     creatives: Annotated[Path | None, typer.Option(help="Creatives.")] = None,
     users: Annotated[Path | None, typer.Option(help="Users.")] = None,
+    corrections: Annotated[Path | None, typer.Option(help="Retracted clicks and forgotten users.")] = None,
     from_topics: Annotated[bool, typer.Option("--from-topics", help="Recount from the broker's topics.")] = False,
     state: StatePath = None,
     json: Json = None,
@@ -80,7 +112,7 @@ def verify(
             obd = open_bandit_files()
             entries = lambda: open_bandit_entries(obd)  # noqa: E731
         elif impressions is not None and clicks is not None and products is not None:
-            files = EventFiles(impressions, clicks, products, creatives, users)
+            files = EventFiles(impressions, clicks, products, creatives, users, corrections)
             entries = lambda: files.entries(settings.streams.fields)  # noqa: E731
         figures, shown, code = run_verify(
             state or settings.state.path, settings.streams, entries=entries, from_topics=from_topics

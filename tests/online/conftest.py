@@ -1,4 +1,4 @@
-"""A small log with everything in it: lates, repeats, wrong events, Arrow batches, a change of tastes."""
+"""A small log with everything in it: lates, repeats, wrong events, Arrow batches, a change of tastes, corrections."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from online.settings import (
     ShiftSettings,
 )
 from online.worker import build_pipeline
-from streams.codec import encode, event_time_ms, topic_types
-from streams.events import Click, Creative, Event, Impression, Product
+from streams.codec import encode, event_time_ms, event_topics
+from streams.events import Click, ClickRetracted, Creative, Event, Impression, Product, UserForgotten
 from streams.merge import Message
 from streams.settings import FieldMapSettings, JoinSettings, StreamSettings
 
@@ -31,6 +31,8 @@ N_IMPRESSIONS = 4_000
 PRODUCTS = ("p0", "p1", "p2")
 CREATIVES = ("a", "b", "c", "d")
 PICTURE = b"the bytes of a picture"
+FORGOTTEN = (("u17", 1_700), ("u3", 3_990))
+"""Users who are forgotten, and the impression after which they are."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -125,11 +127,21 @@ def arrow_bytes(impressions: list[Impression]) -> bytes:
     return data
 
 
+@dataclass(frozen=True)
+class Shown:
+    """An impression of the log, with its number and when it arrives, and its click where it has one."""
+
+    number: int
+    impression: Impression
+    arrival_ms: int
+    click_arrival_ms: int | None
+
+
 class _Builder:
     """Collects what is sent, by time of arrival."""
 
     def __init__(self, settings: StreamSettings) -> None:
-        self._topic_of = {event_type: topic for topic, event_type in topic_types(settings.topics).items()}
+        self._topic_of = event_topics(settings.topics)
         self._sent: list[tuple[int, int, str, int, bytes | None]] = []
 
     def send(self, event: Event, arrival_ms: int, value: bytes | None = None, partition: int = 0) -> None:
@@ -183,6 +195,7 @@ def log(streams: StreamSettings) -> Log:
     by_creative: dict[tuple[str, str], tuple[int, int]] = {}
     by_arm = {"group": (0, 0), "all": (0, 0)}
     pending: list[Impression] = []
+    shown: list[Shown] = []
     for number in range(N_IMPRESSIONS):
         at_ms = START_MS + 2_000 + 250 * number
         user = int(rng.integers(300))
@@ -225,6 +238,7 @@ def log(streams: StreamSettings) -> Log:
             if number % 50 == 0:
                 out.send(impression, arrival_ms + 10_000, partition=number % 2)
                 n_duplicates += 1
+        click_arrival = None
         if clicked:
             n_clicks += 1
             overtakes = number % 40 == 0
@@ -239,6 +253,7 @@ def log(streams: StreamSettings) -> Log:
             if number % 30 == 0:
                 out.send(click, click_arrival + 1)
                 n_duplicates += 1
+        shown.append(Shown(number, impression, arrival_ms, click_arrival))
         if number == 2_000:
             at = arrival_ms
             raw = encode(impression)
@@ -253,6 +268,54 @@ def log(streams: StreamSettings) -> Log:
             )
             for orphan in ("never-1", "never-2"):
                 out.send(Click(impression_id=orphan, product_id="p0", clicked_at_ms=at_ms), at)
+
+    def take_back(each: Shown, *, impression: bool) -> None:
+        n_shown, was_clicked = int(impression), int(each.click_arrival_ms is not None)
+        name = (each.impression.product_id, each.impression.creative_id)
+        by_creative[name] = (by_creative[name][0] - n_shown, by_creative[name][1] - was_clicked)
+        if each.impression.arm is not None:
+            n, x = by_arm[each.impression.arm]
+            by_arm[each.impression.arm] = (n - n_shown, x - was_clicked)
+
+    n_forgotten = 0
+    for user_id, at_number in FORGOTTEN:
+        at_ms = START_MS + 2_000 + 250 * at_number
+        out.send(UserForgotten(user_id=user_id, forgotten_at_ms=at_ms), at_ms)
+        for each in shown:
+            if each.impression.user_id != user_id or each.arrival_ms > at_ms:
+                continue
+            # No repeat comes after it, which would be a new event.
+            assert (each.number % 50 and each.number % 30) or each.arrival_ms + 12_000 < at_ms
+            n_forgotten += 1
+            take_back(each, impression=True)
+            if each.click_arrival_ms is not None:
+                n_clicks -= 1
+                dead["unknown_impression"] += each.click_arrival_ms > at_ms
+    forgotten = {user_id for user_id, _ in FORGOTTEN}
+    clicked_ones = [each for each in shown if each.click_arrival_ms and each.impression.user_id not in forgotten]
+    for number, each in enumerate(clicked_ones[::9]):
+        assert each.click_arrival_ms is not None
+        retracted = ClickRetracted(
+            impression_id=each.impression.impression_id,
+            product_id=each.impression.product_id,
+            retracted_at_ms=each.click_arrival_ms,
+        )
+        # Before the label is due, after it, and when the click could no longer come.
+        retracted_ms = max(each.click_arrival_ms, each.arrival_ms) + (3_000, 100_000, 700_000)[number % 3]
+        out.send(retracted, retracted_ms)
+        if number % 5 == 0:
+            out.send(retracted, retracted_ms + 1)
+            n_duplicates += 1
+        n_clicks -= 1
+        take_back(each, impression=False)
+    not_clicked = next(each.impression for each in shown if not each.click_arrival_ms)
+    for impression_id in ("never-3", not_clicked.impression_id):
+        wrong_one = ClickRetracted(impression_id=impression_id, product_id="p0", retracted_at_ms=later)
+        out.send(wrong_one, later)
+    dead["unknown_impression"] += 1
+    dead["unknown_click"] = 1
+    out.send(UserForgotten(user_id="nobody", forgotten_at_ms=later), later)
+    n_duplicates += 1
     end_ms = START_MS + 2_000 + 250 * N_IMPRESSIONS + 2_000_000
     for number, product in enumerate(PRODUCTS):
         last = Impression(
@@ -261,4 +324,4 @@ def log(streams: StreamSettings) -> Log:
         out.send(last, event_time_ms(last))
         n, x = by_creative[product, "a"]
         by_creative[product, "a"] = (n + 1, x)
-    return Log(out.messages(), N_IMPRESSIONS + 3, n_clicks, n_duplicates, dead, by_creative, by_arm)
+    return Log(out.messages(), N_IMPRESSIONS + 3 - n_forgotten, n_clicks, n_duplicates, dead, by_creative, by_arm)

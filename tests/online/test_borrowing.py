@@ -18,7 +18,7 @@ from online.clustering import Clustering, Floats, assign, move_many, recluster, 
 from online.core import OnlineCore
 from online.encoders import HashedImageEncoder, HashedTextEncoder, feature_dims
 from online.features import FeatureBank
-from online.grouping import MIN_USERS_PER_GROUP
+from online.grouped_product import MIN_USERS_PER_GROUP
 from online.pipeline import Pipeline
 from online.registry import Registry
 from online.settings import OnlineSettings

@@ -62,9 +62,9 @@ class Watched:
         )
         monkeypatch.setattr(core.expectations, "observe_many", lambda *told: self.given["expectations"].append(told[3]))
         monkeypatch.setattr(learner, "search", lambda given, *_: self.given["search"].append(given))
-        monkeypatch.setattr(learner, "learn_many", lambda given: self.given["learnt"].append(given))
+        monkeypatch.setattr(learner, "learn_many", lambda given, *_: self.given["learnt"].append(given))
 
-    def _observe(self, observed: list[Observed]) -> list[Shift]:
+    def _observe(self, observed: list[Observed], before_ms: int) -> list[Shift]:
         self.observed += observed
         return self.shifts
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from online.counts import Cell, Counts
+from online.counts import Cell, Counts, TakenBack
 from state.reading import open_view
-from state.records import ArmRecord, ImpressionRecord
-from state.store import ChangeSet, Store
+from state.records import ArmRecord, ImpressionRecord, encode_record
+from state.store import ChangeSet, Store, Table
 
 HOUR_MS = 3_600_000
 
@@ -80,7 +80,7 @@ def test_a_click_on_an_impression_before_a_restart_gives_no_ctr_over_1() -> None
     counts = Counts(HOUR_MS)
     shown = [impression() for _ in range(3)]
     counts.count_impressions(shown, 0)
-    counts.restart_live("p", {(0, "c"): (1, 0)}, 0)
+    counts.restart_live("p", {(0, "c"): (1, 0)}, 0, 0)
     counts.count_clicks([(each, 0) for each in shown], 0)
     cell = counts.cells_of("p")[0, "c"]
     assert (cell.n_impressions, cell.n_clicks, cell.live_impressions, cell.live_clicks) == (3, 3, 1.0, 1.0)
@@ -90,7 +90,7 @@ def test_a_restart_sets_live_counts_to_the_evidence_and_leaves_life_alone() -> N
     counts = Counts(HOUR_MS)
     shown = [impression(creative=c) for c in "aab"] + [impression("q")]
     counts.count_impressions(shown, 0)
-    counts.restart_live("p", {(0, "a"): (1, 1)}, 500)
+    counts.restart_live("p", {(0, "a"): (1, 1)}, 500, 0)
     cells = counts.cells_of("p")
     assert cells[0, "a"] == Cell(2, 0, 1.0, 1.0, 500)
     assert cells[0, "b"] == Cell(1, 0, 0.0, 0.0, 500)
@@ -145,7 +145,7 @@ def test_sums_over_groups_are_the_creatives_totals_after_any_merges(actions: lis
         elif action == "wait":
             now_ms += number
         elif action == "restart":
-            counts.restart_live("p", {}, now_ms)
+            counts.restart_live("p", {}, now_ms, 0)
         assert totals(counts) == {c: (n, expected["x"][c]) for c, n in expected["n"].items()}
         for cell in counts.cells_of("p").values():
             assert 0 <= cell.n_clicks <= cell.n_impressions
@@ -233,3 +233,146 @@ def test_impressions_outside_an_experiment_count_for_no_arm(tmp_path: Path) -> N
         store.commit(changes)
         with open_view(store) as view:
             assert sorted(view.arms()) == [("groups", "all", 0), ("groups", "group", 2)]
+
+
+# --- Taking back
+
+
+LABEL_MS = 1_000
+
+
+def taken(record: ImpressionRecord, group: int | None = None) -> TakenBack:
+    return TakenBack(record, record.group_id if group is None else group, record.shown_at_ms + LABEL_MS)
+
+
+def shown_at(at_ms: int, *, clicked_ms: int | None = None, arm: str | None = None) -> ImpressionRecord:
+    record = impression(arm=arm)
+    record.shown_at_ms, record.counted_ms = at_ms, at_ms
+    record.clicked, record.clicked_ms = clicked_ms is not None, clicked_ms or 0
+    return record
+
+
+def play(shown: list[ImpressionRecord], restart_ms: int | None, now_ms: int) -> Counts:
+    """Count impressions and clicks in their order, with the live counts begun anew once, without evidence."""
+    counts = Counts(HOUR_MS)
+    steps: list[tuple[int, int, ImpressionRecord | None]] = [(r.counted_ms, 0, r) for r in shown]
+    steps += [(r.clicked_ms, 1, r) for r in shown if r.clicked]
+    if restart_ms is not None:
+        steps.append((restart_ms, 2, None))
+    for at_ms, what, record in sorted(steps, key=lambda step: step[:2]):
+        if record is None:
+            counts.restart_live("p", {}, at_ms, at_ms)
+        elif what:
+            counts.count_clicks([(record, 0)], at_ms)
+        else:
+            counts.count_impressions([record], at_ms)
+    for cell in counts.cells_of("p").values():
+        cell.decay(now_ms, HOUR_MS)
+    return counts
+
+
+times = st.integers(0, 10 * HOUR_MS)
+
+
+@given(
+    st.lists(st.tuples(times, st.booleans()), min_size=1, max_size=8),
+    st.integers(0, 7),
+    st.one_of(st.none(), times),
+)
+def test_what_is_taken_back_was_never_there(shown: list[tuple[int, bool]], which: int, restart_ms: int | None) -> None:
+    # Clicks come at once, so that no click is live without its impression.
+    records = [shown_at(at_ms, clicked_ms=at_ms if clicked else None, arm="all") for at_ms, clicked in shown]
+    gone = records[which % len(records)]
+    now_ms = 11 * HOUR_MS
+    counts = play(records, restart_ms, now_ms)
+    expected = play([record for record in records if record is not gone], restart_ms, now_ms)
+    if gone.clicked:
+        counts.take_back_click(taken(gone), now_ms)
+    counts.take_back_impression(taken(gone), now_ms)
+    assert totals(counts) == totals(expected)
+    for key, cell in expected.cells_of("p").items():
+        found = counts.cells_of("p")[key]
+        assert found.live_impressions == pytest.approx(cell.live_impressions, abs=1e-9)
+        assert found.live_clicks == pytest.approx(cell.live_clicks, abs=1e-9)
+    changes, others = ChangeSet(), ChangeSet()
+    counts.write(changes)
+    expected.write(others)
+    empty = encode_record(ArmRecord(0, 0))
+    assert [change for change in changes.of(Table.ARMS) if change[1] != empty] == others.of(Table.ARMS)
+
+
+@pytest.mark.parametrize(
+    ("due", "late", "left"),
+    [
+        # Labelled before the evidence begins, in it, and only after the live counts had begun anew.
+        (4_999, False, (0.0, 0.0)),
+        (5_000, False, (1.0, 1.0)),
+        (7_999, False, (1.0, 1.0)),
+        (8_000, False, (0.0, 0.0)),
+        # A click after the label is not among the evidence.
+        (6_000, True, (1.0, 0.0)),
+    ],
+)
+def test_of_the_evidence_of_a_change_a_part_is_taken_back(due: int, late: bool, left: tuple[float, float]) -> None:
+    counts = Counts(HOUR_MS)
+    record = shown_at(due - LABEL_MS, clicked_ms=due - LABEL_MS)
+    record.clicked_late, record.labelled = late, True
+    others = [impression() for _ in range(9)]
+    counts.count_impressions(others, 0)
+    counts.count_clicks([(others[0], 0)], 0)
+    counts.count_impressions([record], record.counted_ms)
+    counts.count_clicks([(record, 0)], record.clicked_ms)
+    counts.restart_live("p", {(0, "c"): (5, 3)}, 8_000, 5_000)
+    counts.take_back_click(taken(record), 8_000)
+    counts.take_back_impression(taken(record), 8_000)
+    cell = counts.cells_of("p")[0, "c"]
+    assert (cell.n_impressions, cell.n_clicks, cell.live_impressions, cell.live_clicks) == (
+        9,
+        1,
+        5 - left[0],
+        3 - left[1],
+    )
+
+
+def test_what_is_taken_back_comes_out_of_the_group_that_has_taken_over() -> None:
+    counts = Counts(HOUR_MS)
+    record = shown_at(0, clicked_ms=0, arm="all")
+    counts.count_impressions([record, impression(group=1)], 0)
+    counts.count_clicks([(record, 0)], 0)
+    counts.hand_over("p", 0, 1, HOUR_MS)
+    counts.take_back_click(taken(record, 1), HOUR_MS)
+    counts.take_back_impression(taken(record, 1), HOUR_MS)
+    assert counts.cells_of("p") == {(1, "c"): Cell(1, 0, 0.5, 0.0, HOUR_MS)}
+
+
+def test_a_cell_of_which_nothing_is_left_is_no_more(tmp_path: Path) -> None:
+    with Store(tmp_path, map_size_mib=16, sync=False) as store:
+        counts, record = Counts(HOUR_MS), shown_at(0, arm="all")
+        counts.count_impressions([record], 0)
+        for take_back in (False, True):
+            if take_back:
+                counts.take_back_impression(taken(record), 0)
+            changes = ChangeSet()
+            counts.write(changes)
+            store.commit(changes)
+            with store.read() as txn:
+                assert txn.count(Table.CELLS) == (not take_back)
+                # An arm that was counted once is: how many there may be is limited.
+                assert txn.count(Table.ARMS) == 1
+        counts.count_impressions([record], 0)
+        assert counts.cells_of("p") == {(0, "c"): Cell(1, 0, 1.0, 0.0, 0)}
+
+
+def test_when_live_counts_began_anew_is_known_after_a_restart(tmp_path: Path) -> None:
+    with Store(tmp_path, map_size_mib=16, sync=False) as store:
+        counts, record = Counts(HOUR_MS), shown_at(0)
+        counts.count_impressions([record, impression()], 0)
+        counts.restart_live("p", {(0, "c"): (1, 0)}, 5_000, 4_000)
+        changes = ChangeSet()
+        counts.write(changes)
+        store.commit(changes)
+        again = Counts(HOUR_MS)
+        with store.read() as txn:
+            again.bring_in("p", txn)
+    again.take_back_impression(taken(record), 5_000)
+    assert again.cells_of("p") == {(0, "c"): Cell(1, 0, 1.0, 0.0, 5_000)}

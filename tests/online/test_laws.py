@@ -214,7 +214,9 @@ def follow(group_id: int, successors: dict[int, int]) -> int:
 def test_permuting_the_events_of_a_batch_leaves_the_counts(
     log: Any, new_pipeline: Callable[[], Pipeline], streams: StreamSettings, seed: int, start: int
 ) -> None:
-    head, batch = log.messages[:start], log.messages[start : start + 600]
+    head = log.messages[:start]
+    # A correction concerns what came before it: there order matters.
+    batch = [m for m in log.messages[start : start + 600] if m.topic != streams.topics.corrections]
     # Products and creatives come first: what is shown must be known.
     known = [message for message in batch if message.topic in (streams.topics.products, streams.topics.creatives)]
     batch = [message for message in batch if message not in known]

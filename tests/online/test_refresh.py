@@ -7,7 +7,8 @@ import pytest
 
 from online.attributes import AttributeSchema
 from online.features import FeatureBank
-from online.grouping import KEPT_VERSIONS, MIN_USERS_PER_GROUP, Grouping
+from online.grouped_product import KEPT_VERSIONS, MIN_USERS_PER_GROUP
+from online.grouping import Grouping
 from online.learner import Encoder, PreferenceLearner
 from online.settings import AttributeSettings, GroupSettings, ModelSettings
 

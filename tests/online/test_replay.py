@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -175,3 +178,78 @@ def test_a_label_whose_row_has_fallen_out_takes_nothing_else_back() -> None:
     replay.append(1, corrected(0, 7))
     replay.append(2, LabelledRows.concatenate([block(1, 1, 8), corrected(0, 8)]))  # in one block with its row
     assert len(replay.sample(1_300, {}, np.random.default_rng(0))) == pytest.approx(1_000, abs=60)
+
+
+# --- Forgotten users
+
+
+histories = st.sampled_from([[0], [1], [0, 1], [1, 0], [0, 1, 0]])
+"""The labels of an impression, one after the other: each but the last is taken back."""
+
+impressions = st.lists(
+    st.tuples(st.integers(0, 2), st.integers(0, 1), histories, st.lists(st.integers(0, 5), min_size=3, max_size=3)),
+    min_size=1,
+    max_size=12,
+)
+"""User, attribute, labels, and the micro-batches in which they are learnt."""
+
+Impressions = list[tuple[int, int, list[int], list[int]]]
+
+
+def learnt_rows(labels: list[int], attribute: int) -> list[LabelledRows]:
+    """Return the rows of an impression's labels: the first one given, then of each the last taken back, it given."""
+    rows = [labelled_row(labels[0], attribute, 1)]
+    for before, after in itertools.pairwise(labels):
+        pair = [labelled_row(before, attribute, -1), labelled_row(after, attribute, 1)]
+        rows.append(LabelledRows.concatenate(pair))
+    return rows
+
+
+def labelled_row(label: int, attribute: int, weight: int) -> LabelledRows:
+    rows = Rows(np.zeros(1, np.int64), np.zeros(1, np.int64), np.array([[attribute]], np.uint8))
+    return LabelledRows(rows, np.array([label], np.float32), np.array([weight], np.float32))
+
+
+def filled(replay: Replay, shown: Impressions) -> Replay:
+    """Learn impressions' labels in their micro-batches."""
+    batches: dict[int, list[LabelledRows]] = {}
+    for _, attribute, labels, when in shown:
+        for number, rows in zip(sorted(when), learnt_rows(labels, attribute), strict=False):
+            batches.setdefault(number, []).append(rows)
+    for number in sorted(batches):
+        replay.append(number, LabelledRows.concatenate(batches[number]))
+    return replay
+
+
+def live(replay: Replay) -> list[tuple[int, int, float, float]]:
+    """Return the rows in order: block, attribute, label, and whether it counts."""
+    if not replay._blocks:
+        return []
+    rows, numbers = replay._rows()
+    columns = (numbers, rows.rows.attributes[:, 0], rows.clicks, rows.weights)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+@given(impressions, st.integers(0, 2), st.integers(1, 30))
+def test_forgotten_rows_are_as_if_they_had_never_been_there(shown: Impressions, user: int, n_kept: int) -> None:
+    replay = filled(Replay(n_kept), shown)
+    gone = [rows for each in shown if each[0] == user for rows in learnt_rows(each[2], each[1])]
+    kept_all = sum(len(block) for block in filled(Replay(1_000), shown)._blocks) <= n_kept
+    if gone:
+        before = {block.number: block.rows for block in replay._blocks}
+        changed = replay.forget(LabelledRows.concatenate(gone))
+        # What has changed is what has to be written, and a restart gives the same.
+        stored = {**before, **changed}
+        restarted = Replay(n_kept)
+        for number, rows in stored.items():
+            if len(rows):
+                restarted.append(number, unpack_rows(pack_rows(rows), 1))
+        assert live(restarted) == live(replay)
+        assert restarted.oldest == replay.oldest
+    if kept_all:
+        without = filled(Replay(1_000), [each for each in shown if each[0] != user])
+        for name in ("all", "live"):
+            found, expected = (
+                Counter(row[1:] for row in live(each) if name == "all" or row[3]) for each in (replay, without)
+            )
+            assert found == expected, name

@@ -24,7 +24,7 @@ from online.worker import build_pipeline
 from state.reading import StateView, open_view
 from state.records import ProductGroups, decode_cell, scope_key
 from state.store import ChangeSet, Store, Table
-from streams.codec import encode, topic_types
+from streams.codec import encode, event_topics
 from streams.events import Click, Creative, Event, Impression, Product
 from streams.merge import Message
 from streams.settings import JoinSettings, StreamSettings
@@ -139,7 +139,7 @@ def pauses(pausing_streams: StreamSettings) -> Pauses:
             click = Click(impression_id=f"i{number}", product_id=product, clicked_at_ms=at_ms + delay_ms)
             sent.append((click.clicked_at_ms, click))
     sent.sort(key=lambda each: each[0])
-    topics = {event_type: topic for topic, event_type in topic_types(pausing_streams.topics).items()}
+    topics = event_topics(pausing_streams.topics)
     offsets: Counter[str] = Counter()
     messages = []
     for at_ms, event in sent:

@@ -14,7 +14,20 @@ from osmf.cli import app
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
     *("demo", "broker", "online", "generator", "offline", "serve", "simulate"),
-    *("replay", "inspect", "verify", "backup", "restore", "bench", "eval", "schemas", "settings", "state", "creative"),
+    *(
+        "replay",
+        "inspect",
+        "forget",
+        "verify",
+        "backup",
+        "restore",
+        "bench",
+        "eval",
+        "schemas",
+        "settings",
+        "state",
+        "creative",
+    ),
 ]
 HEAVY = ("torch", "transformers", "scipy", "sklearn", "kafka", "duckdb", "lmdb", "numpy", "pyarrow")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 from datetime import UTC, datetime
@@ -69,6 +70,27 @@ def test_the_log_is_in_time_order_and_the_catalogue_comes_first(tmp_path: Path) 
     ]
     assert {entry.key for entry in entries} == {"p1"}
     assert decoded(entries, "creatives") == [{"product_id": "p1", "creative_id": "c1", "created_at_ms": 1_000}]
+
+
+def test_corrections_come_in_their_place(tmp_path: Path) -> None:
+    corrections = write(
+        tmp_path / "corrections.jsonl",
+        [
+            {"type": "UserForgotten", "user_id": "u", "forgotten_at_ms": 2_500},
+            {"type": "ClickRetracted", "impression_id": "i1", "product_id": "p", "retracted_at_ms": 1_500},
+        ],
+    )
+    files = log_of(tmp_path, [shown(1, 1_000), shown(2, 2_000), shown(3, 3_000)], [clicked(1, 1_100)])
+    files = dataclasses.replace(files, corrections=corrections)
+    entries = [entry for entry in files.entries(FieldMapSettings()) if entry.kind not in ("products", "creatives")]
+    kinds = ["impressions", "clicks", "corrections", "impressions", "corrections", "impressions"]
+    assert [entry.kind for entry in entries] == kinds
+    assert [(entry.timestamp_ms, entry.key) for entry in entries if entry.kind == "corrections"] == [
+        (1_500, "p"),
+        (2_500, "u"),
+    ]
+    with pytest.raises(EventColumnError, match=r"--corrections\) has no type"):
+        dataclasses.replace(files, corrections=files.clicks).check(FieldMapSettings())
 
 
 def test_a_later_version_of_a_product_keeps_its_time(tmp_path: Path) -> None:

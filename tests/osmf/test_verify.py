@@ -8,8 +8,8 @@ import pytest
 
 from osmf.log_entry import KINDS, LogEntry
 from osmf.recount import Counts, recount_entries
-from streams.codec import encode, event_key, event_time_ms, topic_types
-from streams.events import Click, Creative, Event, Impression, Product
+from streams.codec import encode, event_key, event_time_ms, event_topics
+from streams.events import Click, ClickRetracted, Creative, Event, Impression, Product, UserForgotten
 from streams.settings import StreamSettings
 
 STREAMS = StreamSettings()
@@ -40,11 +40,19 @@ def clicked(impression_id: str, after_ms: int = 1_000) -> Click:
     return Click(impression_id=impression_id, product_id="p", clicked_at_ms=START_MS + after_ms)
 
 
+def retracted(impression_id: str) -> ClickRetracted:
+    return ClickRetracted(impression_id=impression_id, product_id="p", retracted_at_ms=START_MS)
+
+
+def forgotten(user_id: str = "u") -> UserForgotten:
+    return UserForgotten(user_id=user_id, forgotten_at_ms=START_MS)
+
+
 def log(*events: Event) -> Iterator[LogEntry]:
     kind_of = {
         event_type: kind
         for kind in KINDS
-        for topic, event_type in topic_types(STREAMS.topics).items()
+        for event_type, topic in event_topics(STREAMS.topics).items()
         if topic == getattr(STREAMS.topics, kind)
     }
     for event in events:
@@ -55,6 +63,24 @@ KNOWN = (product(), creative(), creative("d"))
 
 CASES: dict[str, tuple[tuple[Event, ...], dict[tuple[str, str], tuple[int, int]]]] = {
     "nothing shown": (KNOWN, {}),
+    "a retracted click": ((*KNOWN, shown("1"), clicked("1"), retracted("1")), {("p", "c"): (1, 0)}),
+    "a retraction twice": ((*KNOWN, shown("1"), clicked("1"), retracted("1"), retracted("1")), {("p", "c"): (1, 0)}),
+    "a click again after its retraction": (
+        (*KNOWN, shown("1"), clicked("1"), retracted("1"), clicked("1")),
+        {("p", "c"): (1, 0)},
+    ),
+    "a retraction ahead of its click": ((*KNOWN, shown("1"), retracted("1"), clicked("1")), {("p", "c"): (1, 1)}),
+    "a retraction of a click that waited": (
+        (*KNOWN, clicked("1", -5_000), retracted("1"), shown("1")),
+        {("p", "c"): (1, 0)},
+    ),
+    "a forgotten user": ((*KNOWN, shown("1"), shown("2", "d"), clicked("1"), forgotten()), {}),
+    "a forgotten user comes again": (
+        (*KNOWN, shown("1"), clicked("1"), forgotten(), shown("1"), shown("2"), clicked("2")),
+        {("p", "c"): (2, 1)},
+    ),
+    "a click ahead of a forgotten impression": ((*KNOWN, clicked("1", -5_000), shown("1"), forgotten()), {}),
+    "another user is forgotten": ((*KNOWN, shown("1"), forgotten("v")), {("p", "c"): (1, 0)}),
     "shown and clicked": ((*KNOWN, shown("1"), shown("2"), clicked("2")), {("p", "c"): (2, 1)}),
     "an impression twice": ((*KNOWN, shown("1"), shown("1", "d")), {("p", "c"): (1, 0)}),
     "a click twice": ((*KNOWN, shown("1"), clicked("1"), clicked("1", 9_000)), {("p", "c"): (1, 1)}),
@@ -71,9 +97,11 @@ CASES: dict[str, tuple[tuple[Event, ...], dict[tuple[str, str], tuple[int, int]]
 
 @pytest.mark.parametrize(("events", "expected"), CASES.values(), ids=CASES.keys())
 def test_a_recount(events: tuple[Event, ...], expected: dict[tuple[str, str], tuple[int, int]]) -> None:
-    assert recount_entries(log(*events), STREAMS) == {name: Counts(*counts) for name, counts in expected.items()}
+    assert recount_entries(lambda: log(*events), STREAMS) == {
+        name: Counts(*counts) for name, counts in expected.items()
+    }
 
 
 def test_bad_rows_are_not_counted() -> None:
     bad = LogEntry(START_MS, "impressions", "p", b'{"impression_id": "2"')
-    assert recount_entries([*log(*KNOWN), bad, *log(shown("1"))], STREAMS) == {("p", "c"): Counts(1, 0)}
+    assert recount_entries(lambda: [*log(*KNOWN), bad, *log(shown("1"))], STREAMS) == {("p", "c"): Counts(1, 0)}

@@ -15,7 +15,7 @@ from serving.decisions import DecisionService
 from serving.settings import ServingSettings
 from state.reading import StateReader
 from state.store import Store
-from streams.codec import encode, event_time_ms, topic_types
+from streams.codec import encode, event_time_ms, event_topics
 from streams.events import Click, Creative, Event, Impression, Product
 from streams.merge import Message
 from streams.settings import JoinSettings, StreamSettings
@@ -71,7 +71,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> State:
         groups=GroupSettings(k_max=2, reservoir_users=128, warm_up_impressions=1_500, adopt_every_impressions=1_500),
     )
     path = tmp_path_factory.mktemp("state")
-    topic_of = {event_type: topic for topic, event_type in topic_types(streams.topics).items()}
+    topic_of = event_topics(streams.topics)
     messages = [
         Message(topic_of[type(event)], 0, offset, event_time_ms(event), encode(event))
         for offset, event in enumerate(events())

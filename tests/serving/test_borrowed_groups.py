@@ -15,7 +15,7 @@ from serving.policy import arm_of
 from serving.settings import ServingSettings
 from state.reading import StateReader, open_view
 from state.store import Store
-from streams.codec import encode, event_time_ms, topic_types
+from streams.codec import encode, event_time_ms, event_topics
 from streams.events import Creative, Event, Impression, Product
 from streams.merge import Message
 
@@ -46,7 +46,7 @@ def test_a_new_product_is_served_by_its_neighbours_groups_once_the_system_is_war
     state: Any, settings: ServingSettings, tmp_path: Path, warm_up_impressions: int, by_group: bool
 ) -> None:
     copytree(state.path, tmp_path, dirs_exist_ok=True)
-    topic_of = {event_type: topic for topic, event_type in topic_types(state.streams.topics).items()}
+    topic_of = event_topics(state.streams.topics)
     messages = [
         Message(topic_of[type(event)], 0, 100_000 + offset, event_time_ms(event), encode(event))
         for offset, event in enumerate(shown("twin"))

@@ -23,12 +23,14 @@ from streams.codec import (
     encode,
     event_key,
     event_time_ms,
+    event_topics,
     json_schemas,
     topic_decoders,
-    topic_types,
 )
 from streams.events import (
     Click,
+    ClickRetracted,
+    Correction,
     Creative,
     CreativeReviewed,
     DeadLetter,
@@ -39,6 +41,7 @@ from streams.events import (
     Product,
     ProfileEntry,
     ShiftedGroup,
+    UserForgotten,
 )
 from streams.settings import FieldMapSettings, TopicSettings
 
@@ -279,6 +282,50 @@ def test_a_field_map_with_an_unknown_field_is_refused() -> None:
         EventDecoder(Click, {"clicked_at": "ts"})
     with pytest.raises(FieldMapError, match="of Product names price"):
         topic_decoders(TopicSettings(), FieldMapSettings(products={"price": "p"}))
+
+
+RETRACTED = ClickRetracted(impression_id="i1", product_id="p1", retracted_at_ms=8, reason="fraud")
+USER_FORGOTTEN = UserForgotten(user_id="u1", forgotten_at_ms=9)
+
+
+@pytest.mark.parametrize("event", [RETRACTED, USER_FORGOTTEN])
+def test_two_kinds_of_event_on_a_topic_are_told_apart_by_their_type(event: Correction) -> None:
+    assert only(EventDecoder(Correction).decode(encode(event))) == event
+    raw = raw_of(event)
+    renamed = {
+        ("kind" if name == "type" else "who" if name == "user_id" else name): value for name, value in raw.items()
+    }
+    fields = {"type": "kind", "user_id": "who"}
+    assert only(EventDecoder(Correction, fields).decode(json.dumps(renamed).encode())) == event
+    table = pa.Table.from_pylist([{name: value for name, value in raw.items() if value is not None}])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    assert only(EventDecoder(Correction).decode(sink.getvalue().to_pybytes())) == event
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"type": None}, "invalid_field"),
+        ({"type": "Click"}, "invalid_field"),
+        ({"schema_version": 2}, "unknown_version"),
+        ({"retracted_at_ms": -1}, "invalid_field"),
+    ],
+)
+def test_a_correction_of_no_known_kind_is_refused(change: dict[str, object], reason: str) -> None:
+    found = only(EventDecoder(Correction).decode(json.dumps({**raw_of(RETRACTED), **change}).encode()))
+    assert isinstance(found, Undecodable)
+    assert found.reason == reason
+
+
+def test_a_correction_without_a_type_names_what_is_needed() -> None:
+    found = only(EventDecoder(Correction).decode(b'{"impression_id": "i1"}'))
+    assert isinstance(found, Undecodable)
+    assert found.reason == "missing_field"
+    assert "`type`; ClickRetracted or UserForgotten needs type" in found.detail
+    with pytest.raises(FieldMapError, match="of ClickRetracted or UserForgotten names user"):
+        topic_decoders(TopicSettings(), FieldMapSettings(corrections={"user": "u"}))
 
 
 # --- Arrow
@@ -547,12 +594,14 @@ def test_no_bytes_make_a_decoder_raise(payload: bytes) -> None:
 
 def test_every_topic_has_a_type_and_inputs_a_decoder() -> None:
     topics = TopicSettings()
-    types = topic_types(topics)
-    assert {types[topics.impressions], types[topics.clicks], types[topics.products], types[topics.creatives]} == {
-        decoder.event_type for decoder in topic_decoders(topics, FieldMapSettings()).values()
-    }
-    assert set(types) == set(topics.model_dump().values())
-    assert len(set(types.values())) == 7
+    topic_of = event_topics(topics)
+    assert set(topic_of) == set(get_args(Event))
+    assert set(topic_of.values()) == set(topics.model_dump().values())
+    decoders = topic_decoders(topics, FieldMapSettings())
+    assert set(decoders) == set(topics.inputs)
+    for event_type, topic in topic_of.items():
+        if topic in decoders:
+            assert event_type in (get_args(decoders[topic].event_type) or (decoders[topic].event_type,))
 
 
 @pytest.mark.parametrize(
@@ -560,6 +609,8 @@ def test_every_topic_has_a_type_and_inputs_a_decoder() -> None:
     [
         (IMPRESSION, 1_748_822_400_000, "p1"),
         (CLICK, 1_748_822_401_000, "p1"),
+        (RETRACTED, 8, "p1"),
+        (USER_FORGOTTEN, 9, "u1"),
         (PRODUCT, 5, "p1"),
         (CREATIVE, 6, "p1"),
         (SHIFT, 7, "p1"),

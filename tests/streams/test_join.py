@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from state.records import ImpressionRecord
 from state.store import ChangeSet, Store, Table
 from streams.codec import encode, event_time_ms
-from streams.events import Click, Impression
-from streams.join import Join, Joined, Received, Refused, Tally, new_impressions
+from streams.events import Click, ClickRetracted, Impression
+from streams.join import Join, Joined, Tally, new_impressions
 from streams.merge import Message
+from streams.received import Received, Refused
 from streams.settings import JoinSettings
 
 WINDOWS = JoinSettings(allowed_lateness_s=10, label_window_s=100, attribution_window_s=1_000, click_wait_s=200)
@@ -29,8 +30,11 @@ class Outcome:
     clicked: list[str] = field(default_factory=list)
     labelled: list[tuple[str, bool]] = field(default_factory=list)
     corrected: list[str] = field(default_factory=list)
+    retracted: list[str] = field(default_factory=list)
+    uncorrected: list[str] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
+    of_retractions: Tally = field(default_factory=Tally)
 
 
 class Runner:
@@ -45,10 +49,11 @@ class Runner:
         self.n_closed_early = 0
         self.outcome = Outcome()
 
-    def run(self, batch: Sequence[Impression | Click]) -> None:
+    def run(self, batch: Sequence[Impression | Click | ClickRetracted]) -> None:
         received = []
         for event in batch:
-            message = Message("log", 0, self.n_messages, event_time_ms(event), encode(event))
+            topic = "corrections" if isinstance(event, ClickRetracted) else "log"
+            message = Message(topic, 0, self.n_messages, event_time_ms(event), encode(event))
             received.append(Received(event, message, 0))
             self.n_messages += 1
         joined, changes = Joined(), ChangeSet()
@@ -57,9 +62,10 @@ class Runner:
         with self.store.read() as txn:
             fresh = new_impressions(txn, [r for r in received if isinstance(r.event, Impression)], joined)
             records = {r.event.impression_id: record(r.event) for r in fresh if isinstance(r.event, Impression)}
-            clicks = [r for r in received if isinstance(r.event, Click)]
-            # As in the pipeline: duplicates do not move time.
-            newest = max((event_time_ms(r.event) for r in (*fresh, *clicks)), default=0)
+            clicks = [r for r in received if isinstance(r.event, Click | ClickRetracted)]
+            # As in the pipeline: duplicates and retractions do not move time.
+            timed = [*fresh, *(r for r in clicks if isinstance(r.event, Click))]
+            newest = max((event_time_ms(r.event) for r in timed), default=0)
             self.newest_ms = max(self.newest_ms, newest)
             join.run(txn, changes, records, clicks, self.newest_ms, joined)
         self.store.commit(changes)
@@ -67,14 +73,17 @@ class Runner:
         self.n_closed_early += joined.n_closed_early
         out = self.outcome
         out.clicked += [name(r) for r in joined.clicked]
-        out.labelled += [(name(r), r.clicked) for r in joined.labelled]
+        out.labelled += [(name(r), r.click_counts) for r in joined.labelled]
         out.corrected += [name(r) for r in joined.corrected]
+        out.retracted += [name(r) for r in joined.retracted]
+        out.uncorrected += [name(r) for r in joined.uncorrected]
         out.refused += joined.refused
         out.tally.n_consumed += len(batch)
-        for tally in joined.tallies.values():
-            out.tally.n_used += tally.n_used
-            out.tally.n_duplicates += tally.n_duplicates
-            out.tally.n_dead_letters += tally.n_dead_letters
+        for (topic, _), tally in joined.tallies.items():
+            for total in (out.tally, out.of_retractions)[: 1 + (topic == "corrections")]:
+                total.n_used += tally.n_used
+                total.n_duplicates += tally.n_duplicates
+                total.n_dead_letters += tally.n_dead_letters
 
     def count(self, table: Table) -> int:
         with self.store.read() as txn:
@@ -101,13 +110,17 @@ def click(impression_id: str, at_s: int) -> Click:
     return Click(impression_id=impression_id, product_id="p", clicked_at_ms=at_s * 1000)
 
 
+def retract(impression_id: str, at_s: int = 0) -> ClickRetracted:
+    return ClickRetracted(impression_id=impression_id, product_id="p", retracted_at_ms=at_s * 1000)
+
+
 @pytest.fixture
 def runner(tmp_path: Path) -> Iterator[Runner]:
     with Store(tmp_path, map_size_mib=16, sync=False) as store:
         yield Runner(store, WINDOWS)
 
 
-Batch = list[Impression | Click]
+Batch = list[Impression | Click | ClickRetracted]
 T = 10_000
 """The time at which "a" is shown."""
 
@@ -120,6 +133,8 @@ class Case:
     clicked: int = 0
     labelled: list[bool] = field(default_factory=list)
     corrected: int = 0
+    retracted: int = 0
+    uncorrected: int = 0
     dead: int = 0
     duplicates: int = 0
     waiting: int = 0
@@ -205,6 +220,67 @@ CASES = {
     "an impression that comes after its attribution window is labelled and forgotten": Case(
         [[show("x", T + 2_000)], [show("a", T)], [click("a", T + 1)]], labelled=[False], dead=1
     ),
+    "a click that is retracted in its label window makes no positive label": Case(
+        [[show("a", T)], [click("a", T + 5)], [retract("a")], [show("x", T + 111)]],
+        clicked=1,
+        labelled=[False],
+        retracted=1,
+    ),
+    "a click and its retraction in the impression's own batch": Case(
+        [[show("a", T), click("a", T + 5), retract("a")], [show("x", T + 111)]],
+        clicked=1,
+        labelled=[False],
+        retracted=1,
+    ),
+    "a click that is retracted after it was learnt takes its label back": Case(
+        [[show("a", T), click("a", T + 5)], [show("x", T + 111)], [retract("a")]],
+        clicked=1,
+        labelled=[True],
+        retracted=1,
+        uncorrected=1,
+    ),
+    "a late click that is retracted is corrected both ways": Case(
+        [[show("a", T)], [show("x", T + 111)], [click("a", T + 300), retract("a")]],
+        clicked=1,
+        labelled=[False],
+        corrected=1,
+        retracted=1,
+        uncorrected=1,
+    ),
+    "a retraction twice takes back once": Case(
+        [[show("a", T), click("a", T + 5)], [retract("a")], [retract("a")]], clicked=1, retracted=1, duplicates=1
+    ),
+    "a click that comes again after its retraction has no effect": Case(
+        [[show("a", T), click("a", T + 5), retract("a")], [click("a", T + 6)], [show("x", T + 111)]],
+        clicked=1,
+        labelled=[False],
+        retracted=1,
+        duplicates=1,
+    ),
+    "a retraction ahead of its click is refused": Case(
+        [[show("a", T)], [retract("a"), click("a", T + 5)]], clicked=1, dead=1
+    ),
+    "a retraction of an impression that was never shown is refused": Case([[retract("a")]], dead=1),
+    "a retraction moves no time": Case(
+        [[show("a", T), click("a", T + 5)], [retract("a", T + 999)]], clicked=1, retracted=1
+    ),
+    "a click that waits can be retracted": Case(
+        [[click("a", T + 5)], [retract("a")], [show("a", T), click("a", T + 6)], [show("x", T + 111)]],
+        clicked=1,
+        labelled=[False],
+        retracted=1,
+        duplicates=1,
+    ),
+    "a click that waits, its retraction and its impression in one batch": Case(
+        [[click("a", T + 5), retract("a"), show("a", T), click("a", T + 6)], [show("x", T + 111)]],
+        clicked=1,
+        labelled=[False],
+        retracted=1,
+        duplicates=1,
+    ),
+    "a click that was retracted while it waited, and whose impression never comes": Case(
+        [[click("a", T)], [retract("a"), retract("a")], [show("x", T + 211)]], dead=1, duplicates=1
+    ),
     "a click that is said to come before its impression counts": Case(
         [[show("a", T)], [click("a", T - 50)]], clicked=1
     ),
@@ -219,11 +295,28 @@ def test_case(runner: Runner, case: Case) -> None:
     assert [clicked for each, clicked in out.labelled if each == "a"] == case.labelled
     assert out.clicked == ["a"] * case.clicked
     assert out.corrected == ["a"] * case.corrected
+    assert out.retracted == ["a"] * case.retracted
+    assert out.uncorrected == ["a"] * case.uncorrected
     assert len(out.refused) == out.tally.n_dead_letters == case.dead
-    assert {refused.reason for refused in out.refused} <= {"unknown_impression"}
+    assert {refused.reason for refused in out.refused} <= {"unknown_impression", "unknown_click"}
     assert out.tally.n_duplicates == case.duplicates
     assert runner.count(Table.WAITING_CLICKS) == case.waiting
     assert out.tally.n_consumed == out.tally.n_used + out.tally.n_dead_letters + case.waiting
+
+
+def test_a_refused_retraction_says_why(runner: Runner) -> None:
+    runner.run([show("a", T), retract("a"), retract("never-shown")])
+    unclicked, unknown = runner.outcome.refused
+    assert (unclicked.reason, unclicked.detail) == ("unknown_click", "no click on impression 'a' has been counted")
+    assert (unknown.reason, unknown.offset) == ("unknown_impression", 2)
+    assert "nothing is known of impression 'never-shown', or no longer" in unknown.detail
+
+
+def test_a_click_that_no_longer_waits_has_no_timer_left(runner: Runner) -> None:
+    runner.run([click("a", T + 5)])
+    assert runner.count(Table.TIMERS) == 1
+    runner.run([show("a", T)])
+    assert runner.count(Table.TIMERS) == 1  # the label's
 
 
 def test_a_refused_click_says_why_and_where(runner: Runner) -> None:
@@ -272,13 +365,14 @@ def test_an_attribution_window_not_longer_than_the_label_window(tmp_path: Path, 
 events = st.one_of(
     st.builds(show, st.sampled_from("abcdef"), st.integers(0, 3_000)),
     st.builds(click, st.sampled_from("abcdefgh"), st.integers(0, 3_000)),
+    st.builds(retract, st.sampled_from("abcdefgh"), st.integers(0, 3_000)),
 )
 
 
 @settings(max_examples=150)
 @given(st.lists(st.lists(events, max_size=5), max_size=8))
 def test_everything_consumed_is_used_dead_or_waiting(
-    tmp_path_factory: pytest.TempPathFactory, batches: list[list[Impression | Click]]
+    tmp_path_factory: pytest.TempPathFactory, batches: list[Batch]
 ) -> None:
     with Store(tmp_path_factory.mktemp("join"), map_size_mib=16, sync=False) as store:
         runner = Runner(store, WINDOWS)
@@ -297,15 +391,21 @@ def test_everything_consumed_is_used_dead_or_waiting(
         n_clicks = sum(isinstance(event, Click) for batch in batches for event in batch)
         n_labelled = len(runner.outcome.labelled)
         n_clicked = len(runner.outcome.clicked)
-        assert n_labelled + n_clicked + tally.n_duplicates + tally.n_dead_letters == n_impressions + n_clicks
-        positives = sum(clicked for _, clicked in runner.outcome.labelled)
-        assert positives + len(runner.outcome.corrected) == n_clicked <= n_labelled
+        out, of_retractions = runner.outcome, runner.outcome.of_retractions
+        n_duplicates = tally.n_duplicates - of_retractions.n_duplicates
+        n_dead = tally.n_dead_letters - of_retractions.n_dead_letters
+        assert n_labelled + n_clicked + n_duplicates + n_dead == n_impressions + n_clicks
+        positives = sum(clicked for _, clicked in out.labelled)
+        assert positives + len(out.corrected) - len(out.uncorrected) == n_clicked - len(out.retracted)
+        # A retraction of a click that waits is used, though the click may turn out to be none of an impression.
+        assert len(out.retracted) <= of_retractions.n_used - of_retractions.n_duplicates
+        assert len(out.retracted) <= n_clicked <= n_labelled
 
 
 @settings(max_examples=60)
 @given(st.lists(events, max_size=14), st.integers(1, 6))
 def test_without_lateness_the_size_of_batches_does_not_change_the_counts(
-    tmp_path_factory: pytest.TempPathFactory, log: list[Impression | Click], size: int
+    tmp_path_factory: pytest.TempPathFactory, log: Batch, size: int
 ) -> None:
     log = sorted(log, key=event_time_ms)
     found = []

@@ -9,8 +9,9 @@ import pytest
 from state.store import Store, Table
 from streams.codec import encode
 from streams.events import Impression
-from streams.join import Joined, Received
+from streams.join import Joined
 from streams.merge import Message
+from streams.received import Received
 from streams.settings import JoinSettings
 from tests.streams.test_join import WINDOWS, Runner, click, show
 
