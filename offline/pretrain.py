@@ -213,6 +213,16 @@ def prompt_input(
     return MllmInput(instruction, images, group_feature)
 
 
+def sample_products(sources: Sequence[ProductSource], *, n_groups: int, seed: int) -> list[ProductSource]:
+    """Return some products that have ``n_groups`` groups at most together, one product at least."""
+    chosen: list[ProductSource] = []
+    for row in np.random.default_rng([seed, 2]).permutation(len(sources)):
+        if chosen and sum(len(product.groups) for product in chosen) + len(sources[row].groups) > n_groups:
+            break
+        chosen.append(sources[row])
+    return chosen
+
+
 def read_prompts(
     mllm: GroupMllm,
     sources: Sequence[ProductSource],
@@ -221,16 +231,16 @@ def read_prompts(
     n_groups: int,
     seed: int,
     pictures: Pictures,
+    with_group: bool = True,
 ) -> PromptReport:
-    """Generate a prompt for each of some groups, whole products at a time, and read what comes."""
-    chosen: list[ProductSource] = []
-    for row in np.random.default_rng([seed, 2]).permutation(len(sources)):
-        if chosen and sum(len(product.groups) for product in chosen) + len(sources[row].groups) > n_groups:
-            break
-        chosen.append(sources[row])
+    """Generate a prompt for each of some groups, whole products at a time, and read what comes.
+
+    Without the group token the prompts are for all shoppers, and none can be a group's own.
+    """
+    chosen = sample_products(sources, n_groups=n_groups, seed=seed)
     asked = [(product, group) for product in chosen for group in product.groups]
     answers = mllm.generate(
-        [prompt_input(product, group.feature, pictures) for product, group in asked],
+        [prompt_input(product, group.feature if with_group else None, pictures) for product, group in asked],
         max_new_tokens=generation.max_new_tokens,
         temperature=generation.temperature,
         top_p=generation.top_p,
@@ -239,7 +249,7 @@ def read_prompts(
     texts = [of_group[0] for of_group in answers]
     well_formed = [is_well_formed(text) for text in texts]
     written = [(*who, text) for who, text, fine in zip(asked, texts, well_formed, strict=True) if fine]
-    specificity = _specificity(mllm, written, pictures)
+    specificity = _specificity(mllm, written, pictures) if with_group else 0.0
     return PromptReport(len(texts), float(np.mean(well_formed)), specificity)
 
 

@@ -95,6 +95,93 @@ class JudgeSettings(BaseModel):
     timeout_s: float = Field(60.0, gt=0, description="Longest wait for an answer, s.")
 
 
+class TupleSettings(BaseModel):
+    """Preference tuples: what the G-MLLM proposes for a group, drawn, and ranked by a scorer (section 3.3)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    n_candidates: int = Field(8, ge=2, description="Prompts that the G-MLLM writes for each group.")
+    n_pairs: int = Field(
+        1, ge=1, description="Tuples of a group at most: best and worst, then second best and second worst, and so on."
+    )
+    min_win_probability: float = Field(
+        0.6, ge=0.5, lt=1, description="Tuples whose winner is less likely to be clicked more are dropped."
+    )
+    size_px: int = Field(256, ge=64, le=4096, description="Side of the pictures that are drawn for the scorer, pixels.")
+    batch_rows: int = Field(64, ge=1, description="Prompts that are written at once.")
+
+
+class PromptGateSettings(BaseModel):
+    """What generated prompts must be like for a newly aligned G-MLLM to be used."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    n_groups: int = Field(64, ge=1, description="Groups, at most, whose prompts are generated and read.")
+    min_well_formed: float = Field(
+        0.8, ge=0, le=1, description="Least share of prompts of ours, word for word; junk has none."
+    )
+    max_loss: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="How far the share of well-formed prompts may fall below that of the model before.",
+    )
+    min_group_specific: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Least share of pairs of a product's groups that get different words, where groups are used.",
+    )
+    min_distinct_kept: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="Least ratio of different choices of words to the model's before; less is one answer to all.",
+    )
+
+
+class GroupDpoSettings(BaseModel):
+    """Group-DPO: the alignment of the G-MLLM with the preferences of groups (Eq. 9)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    with_group: bool = Field(
+        True, description="Whether prompts are written for a group; false is the paper's variant without group token."
+    )
+    beta: float = Field(0.1, gt=0, description="How strongly the reference holds: beta of Eq. 9.")
+    sft_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the winner's negative log-likelihood per token beside Eq. 9; 0 is the paper's loss, "
+        "more keeps prompts from turning into junk.",
+    )
+    confidence_weights: bool = Field(
+        False,
+        description="Whether tuples count by how sure their order is, 2 P(win) - 1, and not all alike as in the paper.",
+    )
+    robust_step: float = Field(
+        0.0,
+        ge=0,
+        description="Step of the exponentiated gradient by which worse-off groups gain weight; 0 is the paper's loss.",
+    )
+    lora_rank: int = Field(16, ge=1, description="Rank of LoRA's updates.")
+    lora_alpha: int = Field(32, ge=1, description="Scale of LoRA's updates, over the rank.")
+    n_epochs: float = Field(3.0, gt=0, description="Passes over the tuples; the paper's are 3.")
+    learning_rate: float = Field(2e-4, gt=0, description="Peak of the cosine schedule; the paper's for LLaVA is 2e-5.")
+    warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of the steps over which the rate rises.")
+    max_gradient: float = Field(1.0, gt=0, description="Norm to which a step's gradient is cut.")
+    batch_tuples: int = Field(8, ge=1, description="Tuples of one step on one device; each is two rows.")
+    n_accumulated: int = Field(1, ge=1, description="Batches whose gradients make one step, on each device.")
+    activation_checkpointing: bool = Field(
+        False, description="Whether activations are computed again for the gradient: slower, for models of billions."
+    )
+    held_out_share: float = Field(
+        0.1, ge=0, lt=1, description="Share of the products whose tuples are not learnt from but measured on."
+    )
+    checkpoint_steps: int = Field(50, ge=1, description="Steps between checkpoints, from which a killed run goes on.")
+    log_steps: int = Field(5, ge=1, description="Steps between lines of progress.")
+
+
 class OfflineSettings(BaseModel):
     """The scheduled job that turns a snapshot of the state into GAIP rows and pairs."""
 
@@ -140,6 +227,9 @@ class OfflineSettings(BaseModel):
     pretrain: PretrainSettings = Field(PretrainSettings(), description="Pre-training of the G-MLLM.")
     reward: RewardSettings = Field(RewardSettings(), description="How reward models are trained.")
     judge: JudgeSettings = Field(JudgeSettings(), description="A general vision model to compare with (Figure 3).")
+    tuples: TupleSettings = Field(TupleSettings(), description="Preference tuples.")
+    group_dpo: GroupDpoSettings = Field(GroupDpoSettings(), description="Alignment of the G-MLLM with groups.")
+    prompt_gate: PromptGateSettings = Field(PromptGateSettings(), description="What an aligned G-MLLM must write.")
     keep_versions: int = Field(
         20, ge=1, description="Artifacts kept; older ones are removed after a new one is complete."
     )
