@@ -15,7 +15,7 @@ from online.settings import AttributeSettings, EncoderSettings, GroupSettings, M
 from online.worker import build_pipeline
 from state.reading import open_view
 from state.store import Store
-from streams.codec import encode, event_time_ms, topic_types
+from streams.codec import encode, event_time_ms, event_topics
 from streams.events import Click, Creative, Event, Impression, Product
 from streams.merge import Message
 from streams.settings import JoinSettings, StreamSettings
@@ -56,7 +56,7 @@ def events() -> Iterator[Event]:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> list[ProductSource]:
-    topic_of = {event_type: topic for topic, event_type in topic_types(STREAMS.topics).items()}
+    topic_of = event_topics(STREAMS.topics)
     messages = [
         Message(topic_of[type(event)], 0, offset, event_time_ms(event), encode(event))
         for offset, event in enumerate(events())
