@@ -290,7 +290,8 @@ def _moment_spread(*, excess: float, leverage: float, n_noise: float, freedom: f
     deviation = 1.0 / math.sqrt(precision)
     z = mean / deviation
     # The ratio of the normal density to its distribution at z, in a form that keeps its digits far out.
-    spread = mean + deviation * math.sqrt(2.0 / math.pi) / float(erfcx(-z / math.sqrt(2.0)))
+    tail = float(erfcx(-z / math.sqrt(2.0)))
+    spread = mean + deviation * math.sqrt(2.0 / math.pi) / tail if tail else 0.0  # z beyond all numbers: at the cut
     return min(max(spread, 1.0 / MAX_STRENGTH), 1.0 / MIN_STRENGTH)
 
 
