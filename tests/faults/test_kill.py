@@ -106,7 +106,7 @@ def kill_at_random(folder: Path, n_impressions: int, n_kills: int, n_workers: in
 
 
 def test_kills_at_every_step_leave_no_trace(tmp_path: Path) -> None:
-    with stream(tmp_path, 15_000, 1) as (streams, n_events):
+    with stream(tmp_path, 8_000, 1) as (streams, n_events):
         run_to_the_end(Worker(streams, tmp_path / "undisturbed"), n_events)
         worker, n_kills = Worker(streams, tmp_path / "killed"), 0
         for at_pass in (1, 3):
@@ -121,12 +121,13 @@ def test_kills_at_every_step_leave_no_trace(tmp_path: Path) -> None:
         score(tmp_path / "undisturbed", tmp_path / "killed", n_kills, n_events, 1)
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_leave_no_trace(tmp_path: Path) -> None:
     kill_at_random(tmp_path, n_impressions=15_000, n_kills=5, n_workers=1)
 
 
 def test_kills_of_two_workers_leave_no_trace(tmp_path: Path) -> None:
-    kill_at_random(tmp_path, n_impressions=12_000, n_kills=4, n_workers=2)
+    kill_at_random(tmp_path, n_impressions=10_000, n_kills=3, n_workers=2)
 
 
 @pytest.mark.slow

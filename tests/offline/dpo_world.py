@@ -19,7 +19,14 @@ SMALL = MllmSettings(
     group_hidden_size=32,
     max_new_tokens=48,
     tiny=TinyMllmSettings(
-        hidden_size=64, n_layers=2, n_heads=4, vision_hidden_size=16, n_vision_layers=1, image_px=32, patch_px=16
+        eyes="learnt",
+        hidden_size=64,
+        n_layers=2,
+        n_heads=4,
+        vision_hidden_size=16,
+        n_vision_layers=1,
+        image_px=32,
+        patch_px=16,
     ),
 )
 SHORT = GroupDpoSettings(

@@ -91,6 +91,8 @@ def test_training_prints_nothing_on_standard_output(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_after_training_prompts_are_well_formed_and_the_groups_own(
     sources: list[ProductSource], tmp_path: Path
 ) -> None:

@@ -69,6 +69,7 @@ def quality(mllm: GroupMllm, sources: list[ProductSource], *, with_group: bool =
     )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_overtrained_to_collapse_is_refused_and_trained_in_measure_is_not(
     sources: list[ProductSource], pretrained: Path, tmp_path: Path
