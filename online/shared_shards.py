@@ -15,6 +15,10 @@ log = logging.getLogger(__name__)
 POLL_S = 0.02
 """How long one of several shards waits for messages before the next one's turn, seconds."""
 
+FIRST_POLL_S = 1.0
+"""How long a shard that has just been taken over may wait: until the broker has answered, and its silent partitions
+have been silent for the linger time, it has nothing to work off."""
+
 
 class SharedShards:
     """Works off the shards that this process is given, in turn.
@@ -56,7 +60,7 @@ class SharedShards:
         summaries = []
         for partition, shard in list(self._shards.items()):
             try:
-                summary = shard.step(POLL_S)
+                summary = shard.step(FIRST_POLL_S if partition in new else POLL_S)
             except StateFencedError as error:
                 log.warning("shard %d: %s", partition, error)
                 self._shards.pop(partition).close()

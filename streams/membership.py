@@ -14,7 +14,7 @@ from typing import Any
 from streams.settings import StreamSettings
 
 _POLL_MS = 100
-_HEARTBEATS_PER_SESSION = 5
+_HEARTBEATS_PER_SESSION = 10
 _MOST_SILENCE_S = 300.0
 """A process that has not asked for its partitions for so long does nothing any more, and leaves the group."""
 

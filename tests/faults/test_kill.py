@@ -134,4 +134,4 @@ def test_kills_of_two_workers_leave_no_trace(tmp_path: Path) -> None:
 @pytest.mark.timeout(3_600)
 @pytest.mark.parametrize("n_workers", [1, 2])
 def test_two_hundred_kills_leave_no_trace(tmp_path: Path, n_workers: int) -> None:
-    kill_at_random(tmp_path, n_impressions=281_000, n_kills=200, n_workers=n_workers)
+    kill_at_random(tmp_path, n_impressions=281_500, n_kills=200, n_workers=n_workers)

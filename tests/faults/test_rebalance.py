@@ -56,7 +56,7 @@ def seconds_until_they_flow(state: Path, shards: set[int]) -> float:
 def test_shards_move_and_a_zombie_is_refused(tmp_path: Path) -> None:
     state, slow = tmp_path / "moved", tmp_path / "slow"
     slow.touch()
-    with stream(tmp_path, 20_000, N_PARTITIONS, batch_events=64) as (streams, n_events):
+    with stream(tmp_path, 30_000, N_PARTITIONS, batch_events=64) as (streams, n_events):
         run_to_the_end(Worker(streams, tmp_path / "undisturbed"), n_events)
         of_shard = consumed(tmp_path / "undisturbed")
 

@@ -35,7 +35,7 @@ _FORKS.set_forkserver_preload(["online.worker", "tests.faults.worker"])
 class Plan:
     """What a worker does beside its work: at the ``at_pass``-th passing of ``step`` it sends itself ``signal``.
 
-    Before each batch it sleeps for a second as long as the file ``slow`` is there, so that a short log lasts.
+    Before each batch it sleeps a little as long as the file ``slow`` is there, so that a short log lasts.
     """
 
     step: Step | None = None
@@ -100,7 +100,7 @@ def _follow(plan: Plan) -> Callable[[Step], None]:
     def on_step(step: Step) -> None:
         nonlocal n_passed
         if step is Step.POLLED and plan.slow is not None and plan.slow.exists():
-            time.sleep(1.0)
+            time.sleep(0.1)
         n_passed += step is plan.step
         if step is plan.step and n_passed == plan.at_pass:
             os.kill(os.getpid(), plan.signal)
