@@ -281,10 +281,7 @@ def work(
             for creative in handled.creatives:
                 on_emitted(creative)
             last_s = clock_s()
-    leftover = ChangeSet()
-    outbox.clear(leftover)
-    if len(leftover):
-        own.commit(leftover)
+    outbox.settle()
 
 
 def run_generator(

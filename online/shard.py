@@ -13,7 +13,7 @@ from collections.abc import Callable
 from enum import StrEnum
 
 from online.pipeline import BatchSummary, Pipeline
-from state.store import ChangeSet, Store
+from state.store import Store
 from streams.consumer import BatchConsumer
 from streams.outbox import Outbox
 from streams.producer import EventProducer
@@ -126,10 +126,7 @@ class Shard:
         state.errors.StateFencedError
             Another process has taken the state over, and sends it once more.
         """
-        leftover = ChangeSet()
-        self._outbox.clear(leftover)
-        if len(leftover):
-            self._store.commit(leftover)
+        self._outbox.settle()
 
     def close(self) -> None:
         """Close the connections and the state."""

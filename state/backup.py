@@ -115,8 +115,7 @@ def write_backups(path: Path, folder: Path, *, now_ms: int, osmf_version: str) -
     shards = shard_folders(path)
     if shards == {0: path}:
         return {0: write_backup(path, folder, now_ms=now_ms, osmf_version=osmf_version)}
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BackupTargetError(folder, "it is no empty folder")
+    _check_target(path, folder)
     manifests = {
         number: write_backup(shard, shard_folder(folder, number), now_ms=now_ms, osmf_version=osmf_version)
         for number, shard in shards.items()
@@ -149,9 +148,7 @@ def write_backup(path: Path, folder: Path, *, now_ms: int, osmf_version: str) ->
     StateError
         The state cannot be read.
     """
-    inside, state = folder.resolve(), path.resolve()
-    if inside == state or state in inside.parents:
-        raise BackupTargetError(folder, f"it lies in the state at {path}")
+    _check_target(path, folder)
     try:
         with Store(path, readonly=True) as store, system_errors(folder):
             return _write(store, folder, now_ms, osmf_version)
@@ -159,9 +156,15 @@ def write_backup(path: Path, folder: Path, *, now_ms: int, osmf_version: str) ->
         raise BackupTargetError(folder, error.reason) from error
 
 
-def _write(store: Store, folder: Path, now_ms: int, osmf_version: str) -> BackupManifest:
+def _check_target(path: Path, folder: Path) -> None:
+    inside, state = folder.resolve(), path.resolve()
+    if inside == state or state in inside.parents:
+        raise BackupTargetError(folder, f"it lies in the state at {path}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BackupTargetError(folder, "it is no empty folder")
+
+
+def _write(store: Store, folder: Path, now_ms: int, osmf_version: str) -> BackupManifest:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         store.copy_to(folder / DATA_FILE)

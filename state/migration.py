@@ -11,9 +11,9 @@ from typing import Final
 
 import lmdb
 
-from state.errors import StateDamagedError, StateForeignError, StateLayoutError
-from state.files import DATA_FILE, WriterLock, disk_error, system_errors
-from state.pages import PageError, check_pages
+from state.environment import LAYOUT_KEY, check_data, damage, refused_writes
+from state.errors import StateForeignError, StateLayoutError
+from state.files import DATA_FILE, WriterLock, system_errors
 from state.shards import shard_folders
 from state.store import LAYOUT_VERSION, Table
 
@@ -22,8 +22,6 @@ NEW_TABLES: Final[Mapping[int, Sequence[str]]] = {
     5: ("ledger", "ledger_index", "forgettings", "live_restarts"),
 }
 """The tables that the layout after a layout has beside that one's. Fields that records have got since have defaults."""
-
-_LAYOUT_KEY: Final = b"layout_version"
 
 
 def migrate_state(path: Path) -> dict[int, int]:
@@ -47,15 +45,13 @@ def migrate_state(path: Path) -> dict[int, int]:
 
 def _migrate(path: Path) -> int:
     with system_errors(path), WriterLock(path):
-        try:
-            check_pages(path / DATA_FILE, every=True)
-        except PageError as error:
-            raise StateDamagedError(path, str(error)) from error
-        try:
-            with lmdb.open(str(path), max_dbs=2 * len(Table), map_size=_map_bytes(path)) as environment:
-                return _migrate_environment(path, environment)
-        except lmdb.DiskError as error:
-            raise disk_error(path, str(error)) from error
+        check_data(path, every=True)
+        with (
+            damage(path),
+            refused_writes(path),
+            lmdb.open(str(path), max_dbs=2 * len(Table), map_size=_map_bytes(path)) as environment,
+        ):
+            return _migrate_environment(path, environment)
 
 
 def _map_bytes(path: Path) -> int:
@@ -69,12 +65,12 @@ def _migrate_environment(path: Path, environment: lmdb.Environment) -> int:
             meta = environment.open_db(Table.META.encode(), txn=txn, create=False)
         except (lmdb.NotFoundError, lmdb.IncompatibleError) as error:
             raise StateForeignError(path, "holds an LMDB environment of another program") from error
-        found = bytes(txn.get(_LAYOUT_KEY, db=meta) or b"").decode(errors="replace")
+        found = bytes(txn.get(LAYOUT_KEY, db=meta) or b"").decode(errors="replace")
         known = {str(version): version for version in (*NEW_TABLES, LAYOUT_VERSION)}
         if found not in known:
             raise StateLayoutError(path, found, LAYOUT_VERSION)
         for version in range(known[found], LAYOUT_VERSION):
             for name in NEW_TABLES[version]:
                 environment.open_db(name.encode(), txn=txn)
-        txn.put(_LAYOUT_KEY, str(LAYOUT_VERSION).encode(), db=meta)
+        txn.put(LAYOUT_KEY, str(LAYOUT_VERSION).encode(), db=meta)
         return known[found]

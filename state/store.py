@@ -7,7 +7,6 @@ change set is applied again, which is why a change set is data and not a callbac
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -18,8 +17,8 @@ from types import TracebackType
 import lmdb
 import msgspec
 
+from state.environment import LAYOUT_KEY, check_data, damage, refused_writes
 from state.errors import (
-    StateDamagedError,
     StateFencedError,
     StateForeignError,
     StateLayoutError,
@@ -31,25 +30,18 @@ from state.files import (
     DATA_FILE,
     NEXT_FILE,
     WriterLock,
-    disk_error,
     opening,
     replace_data,
     reserve_lock_file,
     system_errors,
 )
 from state.ownership import OWNER_KEY, Owner, next_owner, read_owner, unblock
-from state.pages import PageError, check_pages
 
 LAYOUT_VERSION = 6
 """Version of the tables and record layouts; another version is refused, never guessed."""
 
 MIGRATES_FROM = 4
 """The oldest layout from which `state.migration` leads to this one."""
-
-_LAYOUT_KEY = b"layout_version"
-
-# LMDB takes a write that the disk took in part for an input/output error.
-_REFUSALS = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO))
 
 
 class Table(StrEnum):
@@ -229,7 +221,7 @@ class Store:
                 unblock(path, self._writer_lock.former)
             with opening(path):
                 # Under a writer pages move; the writer itself has checked them all before it began.
-                _check(path, every=not (readonly or shared))
+                check_data(path, every=not (readonly or shared))
                 reserve_lock_file(path)
                 self._env = _open_environment(path, readonly=readonly, map_size_mib=map_size_mib, sync=sync)
             self._tables = _open_tables(path, self._env)
@@ -245,12 +237,12 @@ class Store:
             owner = next_owner(read_owner(txn.get(OWNER_KEY, db=self._tables[Table.META])))
             txn.put(OWNER_KEY, msgspec.msgpack.encode(owner), db=self._tables[Table.META])
         self._owner = owner
-        _check(self.path, every=True)
+        check_data(self.path, every=True)
 
     @contextmanager
     def read(self) -> Iterator[ReadTransaction]:
         """Open a consistent view of the last commit."""
-        with _damage(self.path):
+        with damage(self.path):
             try:
                 txn = self._environment.begin()
             except lmdb.MapResizedError:
@@ -289,7 +281,7 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[lmdb.Transaction]:
-        with _damage(self.path), _refused_writes(self.path):
+        with damage(self.path), refused_writes(self.path):
             try:
                 txn = self._environment.begin(write=True)
             except lmdb.MapResizedError:
@@ -324,7 +316,7 @@ class Store:
         StateDiskError
             The target's disk is full.
         """
-        with target.open("xb", buffering=0) as file, _damage(self.path), _refused_writes(target.parent):
+        with target.open("xb", buffering=0) as file, damage(self.path), refused_writes(target.parent):
             self._environment.copyfd(file.fileno(), compact=True)
             os.fsync(file.fileno())
 
@@ -361,7 +353,7 @@ class Store:
 def _create(path: Path, *, sync: bool) -> None:
     """Make an empty state. It is made beside and renamed, so that a data file that is there has been whole once."""
     (path / NEXT_FILE).unlink(missing_ok=True)
-    with system_errors(path), _refused_writes(path):
+    with system_errors(path), refused_writes(path):
         with (
             closing(
                 lmdb.open(str(path / NEXT_FILE), subdir=False, lock=False, max_dbs=len(Table), sync=sync)
@@ -371,20 +363,13 @@ def _create(path: Path, *, sync: bool) -> None:
             for table in Table:
                 environment.open_db(table.encode(), txn=txn)
             meta = environment.open_db(Table.META.encode(), txn=txn)
-            txn.put(_LAYOUT_KEY, str(LAYOUT_VERSION).encode(), db=meta)
+            txn.put(LAYOUT_KEY, str(LAYOUT_VERSION).encode(), db=meta)
         replace_data(path, None, sync=sync)
-
-
-def _check(path: Path, *, every: bool) -> None:
-    try:
-        check_pages(path / DATA_FILE, every=every)
-    except PageError as error:
-        raise StateDamagedError(path, str(error)) from error
 
 
 def _open_environment(path: Path, *, readonly: bool, map_size_mib: int, sync: bool) -> lmdb.Environment:
     try:
-        with _damage(path), _refused_writes(path):
+        with damage(path), refused_writes(path):
             return lmdb.open(
                 str(path),
                 map_size=map_size_mib << 20,
@@ -405,7 +390,7 @@ def _open_tables(path: Path, environment: lmdb.Environment) -> dict[Table, lmdb.
     try:
         meta = environment.open_db(Table.META.encode(), create=False)
         with environment.begin() as txn:
-            layout = txn.get(_LAYOUT_KEY, db=meta)
+            layout = txn.get(LAYOUT_KEY, db=meta)
     except (lmdb.NotFoundError, lmdb.IncompatibleError) as error:
         raise StateForeignError(path, "holds an LMDB environment of another program") from error
     if layout is None:
@@ -416,29 +401,3 @@ def _open_tables(path: Path, environment: lmdb.Environment) -> dict[Table, lmdb.
         return {table: environment.open_db(table.encode(), create=False) for table in Table}
     except lmdb.NotFoundError as error:
         raise StateForeignError(path, f"lacks a table of layout {LAYOUT_VERSION} ({error})") from error
-
-
-@contextmanager
-def _damage(path: Path) -> Iterator[None]:
-    """Turn what LMDB finds wrong with its file into `StateDamagedError`."""
-    try:
-        yield
-    except (
-        lmdb.CorruptedError,
-        lmdb.PageNotFoundError,
-        lmdb.InvalidError,
-        lmdb.VersionMismatchError,
-        lmdb.PanicError,
-    ) as error:
-        raise StateDamagedError(path, str(error)) from error
-
-
-@contextmanager
-def _refused_writes(path: Path) -> Iterator[None]:
-    """Turn a write that the system refused into `StateDiskError`."""
-    try:
-        yield
-    except lmdb.Error as error:
-        if str(error).endswith(_REFUSALS):
-            raise disk_error(path, str(error)) from error
-        raise

@@ -78,3 +78,10 @@ class Outbox:
         for key in self._sent:
             changes.delete(Table.OUTBOX, key)
         self._sent.clear()
+
+    def settle(self) -> None:
+        """Remove what has been acknowledged in a commit of its own: nothing of it is sent again at the next start."""
+        leftover = ChangeSet()
+        self.clear(leftover)
+        if len(leftover):
+            self._store.commit(leftover)
