@@ -15,6 +15,7 @@ import httpx
 import numpy as np
 
 from offline.comparison import Comparison, Floats, Picture
+from offline.endpoint import ask, chat_url
 from offline.settings import JudgeSettings
 
 _ANSWERS: Final = ("1", "2")
@@ -45,7 +46,7 @@ class ZeroShotJudge:
     def __init__(self, settings: JudgeSettings, client: httpx.Client) -> None:
         self.name = f"judge {settings.model}"
         self._settings, self._client = settings, client
-        self._url = f"{str(settings.url).rstrip('/')}/chat/completions"
+        self._url = chat_url(str(settings.url))
 
     def p_first_wins(self, comparisons: Sequence[Comparison]) -> Floats:
         """Return how probable the model finds it that the first picture is clicked more, (n,).
@@ -65,22 +66,16 @@ class ZeroShotJudge:
             "Answer with the number 1 or 2 alone."
         )
         content = [{"type": "text", "text": question}, _image(comparison.first), _image(comparison.second)]
+        body = {
+            "model": self._settings.model,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": 1,
+            "temperature": 0,
+            "logprobs": True,
+            "top_logprobs": 5,
+        }
         key = self._settings.api_key.get_secret_value()
-        response = self._client.post(
-            self._url,
-            json={
-                "model": self._settings.model,
-                "messages": [{"role": "user", "content": content}],
-                "max_tokens": 1,
-                "temperature": 0,
-                "logprobs": True,
-                "top_logprobs": 5,
-            },
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=self._settings.timeout_s,
-        )
-        response.raise_for_status()
-        choice: dict[str, Any] = response.json()["choices"][0]
+        choice = ask(self._client, self._url, body, key=key, timeout_s=self._settings.timeout_s)
         chances = _chances(choice)
         if chances is not None:
             return chances[0] / sum(chances)

@@ -15,6 +15,7 @@ import httpx
 import numpy as np
 
 from generator.prompt import UNNAMED_CAPTION, VOCABULARY, Prompt
+from offline.endpoint import ask, chat_url
 from offline.settings import TeacherSettings
 from state.records import ProfileTrait
 
@@ -180,24 +181,18 @@ class EndpointTeacher:
         return [self._ask(brief, number) for number in range(n_prompts)]
 
     def _ask(self, brief: Brief, number: int) -> Prompt:
-        settings, url = self._settings, f"{self._settings.url}/chat/completions"
-        key = settings.api_key
+        settings, url = self._settings, chat_url(str(self._settings.url))
+        key = None if settings.api_key is None else settings.api_key.get_secret_value()
+        body = {
+            "model": settings.model,
+            "messages": [{"role": "user", "content": question(brief)}],
+            "temperature": settings.temperature,
+            "max_tokens": 200,
+            "seed": number,
+        }
         try:
-            response = self._client.post(
-                url,
-                headers={} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"},
-                json={
-                    "model": settings.model,
-                    "messages": [{"role": "user", "content": question(brief)}],
-                    "temperature": settings.temperature,
-                    "max_tokens": 200,
-                    "seed": number,
-                },
-                timeout=settings.timeout_s,
-            )
-            response.raise_for_status()
-            text = response.json()["choices"][0]["message"]["content"]
-            written = Prompt.parse(text)
+            choice = ask(self._client, url, body, key=key, timeout_s=settings.timeout_s)
+            written = Prompt.parse(choice["message"]["content"])
         except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
             raise TeacherFailed(url, f"{type(error).__name__}: {error}") from error
         return written.named(UNNAMED_CAPTION)
