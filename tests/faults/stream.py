@@ -19,6 +19,7 @@ from streams.events import Event
 from streams.producer import EventProducer
 from streams.settings import StreamSettings
 
+ROOT = Path(__file__).parents[2]
 SEED = 23
 IDLE_S = 1.5
 
@@ -65,17 +66,25 @@ def produce(streams: StreamSettings, folder: Path, n_impressions: int, n_product
     return sum(truth.produced.values()) + len(stage.products) + sum(map(len, stage.creatives))
 
 
+def online_environment(streams: StreamSettings, state: Path) -> dict[str, str]:
+    """Return the environment of an ``osmf online`` of this checkout, with quick encoders and no other settings."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("OSMF_")}
+    return {
+        **inherited,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "OSMF_STREAMS": streams.model_dump_json(),
+        "OSMF_STATE__PATH": str(state),
+        "OSMF_ONLINE__ENCODERS": '{"text": "hashed", "image": "hashed"}',
+    }
+
+
 class Online:
     """``osmf online`` as a process of its own."""
 
     def __init__(self, streams: StreamSettings, state: Path) -> None:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("OSMF_")}
         self._environment = {
-            **inherited,
-            "OMP_NUM_THREADS": "1",
-            "OSMF_STREAMS": streams.model_dump_json(),
-            "OSMF_STATE__PATH": str(state),
-            "OSMF_ONLINE__ENCODERS": '{"text": "hashed", "image": "hashed"}',
+            **online_environment(streams, state),
             "OSMF_ONLINE__GROUPS": '{"warm_up_impressions": 4000, "adopt_every_impressions": 3000}',
         }
         self.log = state.parent / f"{state.name}.log"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import random
 import signal
 import subprocess
@@ -30,11 +29,10 @@ from streams.events import DeadLetter
 from streams.producer import EventProducer
 from streams.settings import StreamSettings
 from streams.tail import Tail
-from tests.faults.stream import StampedSink
+from tests.faults.stream import ROOT, StampedSink, online_environment
 
 pytestmark = pytest.mark.broker
 
-ROOT = Path(__file__).parents[2]
 N_KILLS = 3
 
 
@@ -64,18 +62,11 @@ def simulate(streams: StreamSettings, folder: Path) -> Truth:
 
 
 def start_online(streams: StreamSettings, state: Path) -> subprocess.Popen[bytes]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("OSMF_")}
     with (state.parent / "online.log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "osmf", "online", "--until-idle-s", "1"],
             cwd=ROOT,
-            env={
-                **inherited,
-                "PYTHONPATH": str(ROOT),
-                "OSMF_STREAMS": streams.model_dump_json(),
-                "OSMF_STATE__PATH": str(state),
-                "OSMF_ONLINE__ENCODERS": '{"text": "hashed", "image": "hashed"}',
-            },
+            env=online_environment(streams, state),
             stdout=log,
             stderr=log,
         )

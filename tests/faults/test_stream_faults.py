@@ -44,6 +44,7 @@ from tests.faults.running import (
     own_topics,
     verified,
 )
+from tests.faults.stream import ROOT, online_environment
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]
 
@@ -167,20 +168,12 @@ def test_without_a_broker_a_process_says_so_and_ends(tmp_path: Path) -> None:
 
 
 def osmf_online(streams: StreamSettings, state: Path) -> subprocess.CompletedProcess[str]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("OSMF_")}
-    root = Path(__file__).parents[2]
     return subprocess.run(
         [sys.executable, "-m", "osmf", "online", "--until-idle-s", "1"],
         capture_output=True,
         text=True,
-        cwd=root,
-        env={
-            **inherited,
-            "PYTHONPATH": str(root),
-            "OSMF_STREAMS": streams.model_dump_json(),
-            "OSMF_STATE__PATH": str(state),
-            "OSMF_ONLINE__ENCODERS": '{"text": "hashed", "image": "hashed"}',
-        },
+        cwd=ROOT,
+        env=online_environment(streams, state),
         timeout=90,
     )
 
