@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 from generator.prompt import Prompt
@@ -84,17 +85,13 @@ def train_grm(
     rng = np.random.default_rng(seed)
     learnt, kept_back = _by_product(pairs, settings.calibration_share, rng)
     grm.train()
+    stages = [("pairs", settings.n_steps, _pair_losses(grm, learnt, settings, point_weight, rng))]
     if lessons:
-        for step, loss in enumerate(
-            _steps(grm, settings, settings.n_lesson_steps, _lesson_losses(grm, lessons, settings, rng))
-        ):
+        stages.insert(0, ("lessons", settings.n_lesson_steps, _lesson_losses(grm, lessons, settings, rng)))
+    for stage, n_steps, losses in stages:
+        for step, loss in enumerate(_steps(grm, settings, n_steps, losses)):
             if on_step is not None:
-                on_step("lessons", step, loss)
-    for step, loss in enumerate(
-        _steps(grm, settings, settings.n_steps, _pair_losses(grm, learnt, settings, point_weight, rng))
-    ):
-        if on_step is not None:
-            on_step("pairs", step, loss)
+                on_step(stage, step, loss)
     grm.eval()
     judged = kept_back or learnt
     grm.temperature = fit_temperature(
@@ -105,7 +102,7 @@ def train_grm(
 def fit_temperature(logits: Floats, p_wins: Floats) -> float:
     """Return the temperature at which logits explain best how probable it is that the first wins, 0.05 to 20.
 
-    By golden-section search of the log-loss, which has one minimum.
+    It is that of the least log-loss, which has one minimum.
 
     Parameters
     ----------
@@ -119,15 +116,9 @@ def fit_temperature(logits: Floats, p_wins: Floats) -> float:
         scaled = logits / np.exp(log_temperature)
         return float(np.mean(np.logaddexp(0.0, scaled) - p_wins * scaled))
 
-    low, high = float(np.log(0.05)), float(np.log(20.0))
-    ratio = (5.0**0.5 - 1.0) / 2.0
-    for _ in range(60):
-        left, right = high - ratio * (high - low), low + ratio * (high - low)
-        if log_loss(left) < log_loss(right):
-            high = right
-        else:
-            low = left
-    return float(np.exp((low + high) / 2.0))
+    bounds = float(np.log(0.05)), float(np.log(20.0))
+    found = minimize_scalar(log_loss, bounds=bounds, method="bounded", options={"xatol": 1e-10})
+    return float(np.exp(found.x))
 
 
 def _by_product(pairs: Sequence[Pair], share: float, rng: np.random.Generator) -> tuple[list[Pair], list[Pair]]:
