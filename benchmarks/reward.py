@@ -13,10 +13,11 @@ import numpy.typing as npt
 
 from benchmarks.core_run import CoreRun
 from benchmarks.worlds import BenchWorld
+from generator.comparison import Comparison, Picture
 from generator.settings import MllmSettings
-from offline.comparison import Comparison, Pair, Picture
 from offline.dataset import Dataset
 from offline.evaluation import PairAccuracy, evaluate
+from offline.labelled_pair import Pair
 from offline.settings import OfflineSettings
 
 Floats = npt.NDArray[np.float64]
@@ -144,9 +145,9 @@ def reward_accuracies(
     lessons
         Pictures and prompts besides those of the creatives that are learnt from.
     """
-    from offline.comparison import read_pairs
-    from offline.grm import Grm
+    from generator.grm import Grm
     from offline.grm_training import CAIG_POINT_WEIGHT, Lesson, train_grm
+    from offline.labelled_pair import read_pairs
     from offline.pairs import HELD_OUT, TRAIN
 
     learnt, held_out = read_pairs(world.dataset, TRAIN), read_pairs(world.dataset, HELD_OUT)

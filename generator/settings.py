@@ -275,6 +275,10 @@ class GeneratorSettings(BaseModel):
     signing: SigningSettings = Field(SigningSettings(), description="Who signs published files.")
     checks: CheckSettings = Field(CheckSettings(), description="Limits of the checks before publication.")
     mllm: MllmSettings = Field(MllmSettings(), description="The model that writes prompts for a group.")
+    models_dir: Path = Field(
+        Path("out/offline"),
+        description="Folder of the models that `osmf offline` trains (`offline.dataset_dir`), where the champion is.",
+    )
 
     @model_validator(mode="after")
     def _check_renderer(self) -> GeneratorSettings:

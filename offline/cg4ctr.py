@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from offline.comparison import Comparison, Floats, Pair, Picture
+from generator.comparison import Comparison, Floats, Picture
+from offline.labelled_pair import Pair
 from offline.settings import RewardSettings
 from online.encoders import ImageEncoder, TextEncoder
 

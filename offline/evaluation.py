@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from offline.comparison import Comparison, Floats, Pair, PairScorer
+from generator.comparison import Comparison, Floats
+from offline.labelled_pair import Pair, PairScorer
 
 
 class ScorerOutputError(ValueError):

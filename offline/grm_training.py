@@ -11,9 +11,10 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
+from generator.comparison import Comparison, Floats, Picture
+from generator.grm import Grm
 from generator.prompt import Prompt
-from offline.comparison import Comparison, Floats, Pair, Picture
-from offline.grm import Grm
+from offline.labelled_pair import Pair
 from offline.settings import RewardSettings
 
 LESSON_INSTRUCTION: Final = "Describe the picture."

@@ -15,10 +15,10 @@ from typing import Any
 
 import msgspec
 
-from offline.artifact import Artifact, ArtifactStore
 from offline.runs import RunLog, RunRecord
 from offline.settings import OfflineSettings
 from offline.snapshot import Snapshot, take_snapshot
+from state.artifact import Artifact, ArtifactStore
 from state.errors import StateMissingError
 from state.reading import StateReader
 

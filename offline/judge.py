@@ -14,7 +14,7 @@ from typing import Any, Final
 import httpx
 import numpy as np
 
-from offline.comparison import Comparison, Floats, Picture
+from generator.comparison import Comparison, Floats, Picture
 from offline.endpoint import ask, chat_url
 from offline.settings import JudgeSettings
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -17,55 +17,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from generator.comparison import Floats
 from generator.composition import EmptyCutout
+from generator.creative_scorer import Audience, Candidate, CreativeScorer, scores_of
 from generator.instructions import INSTRUCTIONS, Task
 from generator.mllm import GroupMllm
 from generator.prompt import Prompt, is_well_formed
 from generator.renderer import Renderer
 from generator.settings import MllmSettings
 from generator.storage import ImageUnreadable, open_image
-from offline.artifact import Artifact, ArtifactStore
 from offline.pretrain import Pictures, prompt_input
-from offline.pretrain_source import N_FEATURE_POINTS, GroupSource, ProductSource
+from offline.pretrain_source import N_FEATURE_POINTS, ProductSource
 from offline.settings import TupleSettings
+from state.artifact import Artifact, ArtifactStore
 
 log = logging.getLogger(__name__)
 
 KIND: Final = "tuples"
 TUPLES_FILE: Final = "tuples.parquet"
-
-Scores = npt.NDArray[np.float64]
-
-
-class ScoresUnusable(ValueError):
-    """Scores that rank nothing."""
-
-    def __init__(self, scorer: str, scores: Any, n_candidates: int) -> None:
-        super().__init__(
-            f"{scorer} gave the scores {scores!r}; allowed are {n_candidates} finite numbers, one for each candidate. "
-            "No tuple was made of them."
-        )
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Candidate:
-    """A prompt as the G-MLLM wrote it, which does not name the product, and the picture that it gives."""
-
-    prompt: str
-    image: Image.Image
-
-
-class CreativeScorer(Protocol):
-    """Says how much a group clicks pictures of a product: a reward model, or who knows the truth."""
-
-    @property
-    def name(self) -> str:
-        """What it is called in manifests, with its version."""
-        ...
-
-    def score_many(self, product: ProductSource, group: GroupSource, candidates: Sequence[Candidate]) -> Scores:
-        """Return log-odds (n,): candidate i is clicked more than j with probability sigmoid(s_i - s_j)."""
-        ...
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -199,7 +168,7 @@ def read_tuples(artifact: Artifact) -> list[PreferenceTuple]:
     ]
 
 
-def rank_pairs(scores: Scores, *, n_pairs: int, min_win_probability: float) -> Iterator[tuple[int, int, float]]:
+def rank_pairs(scores: Floats, *, n_pairs: int, min_win_probability: float) -> Iterator[tuple[int, int, float]]:
     """Give winner, loser and P(win) by log-odds (n,): the best against the worst, and so on inwards."""
     order = np.argsort(-scores, kind="stable")
     for rank in range(min(n_pairs, len(order) // 2)):
@@ -263,9 +232,8 @@ def _judge_product(
             candidates.append(Candidate(text, images[text]))
         if len(candidates) < 2:
             continue
-        scores = np.asarray(scorer.score_many(product, group, candidates), np.float64)
-        if scores.shape != (len(candidates),) or not np.isfinite(scores).all():
-            raise ScoresUnusable(scorer.name, scores, len(candidates))
+        audience = Audience(product.product_id, product.title, group.group_id, group.feature)
+        scores = scores_of(scorer, audience, candidates)
         for winner, loser, p_win in rank_pairs(
             scores, n_pairs=settings.n_pairs, min_win_probability=settings.min_win_probability
         ):

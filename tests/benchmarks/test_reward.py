@@ -8,8 +8,8 @@ import pytest
 from benchmarks.core_run import CoreRun
 from benchmarks.reward import Oracle, drawn_lessons, make_reward_world
 from benchmarks.worlds import BenchWorld, bench_world
-from offline.comparison import read_pairs
 from offline.evaluation import evaluate
+from offline.labelled_pair import read_pairs
 from offline.pairs import HELD_OUT, TRAIN
 from offline.settings import OfflineSettings
 from online.settings import EncoderSettings, OnlineSettings

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from offline import jobs
-from offline.artifact import ArtifactStore
 from offline.dataset import PAIRS_FILE, ROWS_FILE
 from offline.jobs import read_runs, run_once, run_schedule
 from offline.settings import OfflineSettings
+from state.artifact import ArtifactStore
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -14,14 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
+from generator.comparison import Comparison, Picture
+from generator.grm import Grm
 from generator.mllm_presets import build_mllm
 from generator.settings import MllmSettings, TinyMllmSettings
 from offline.cg4ctr import Cg4Ctr, train_cg4ctr
-from offline.comparison import Comparison, Pair, Picture
 from offline.evaluation import ScorerOutputError, evaluate
-from offline.grm import Grm
 from offline.grm_training import CAIG_POINT_WEIGHT, Lesson, NoPairsError, fit_temperature, train_grm
 from offline.judge import JudgeAnswerError, ZeroShotJudge
+from offline.labelled_pair import Pair
 from offline.settings import JudgeSettings, RewardSettings
 from online.encoders import HashedImageEncoder, HashedTextEncoder
 

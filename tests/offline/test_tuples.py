@@ -10,13 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from generator.creative_scorer import Audience, Candidate, ScoresUnusable
 from generator.mllm import GroupMllm, MllmInput
 from generator.procedural import ProceduralRenderer
 from generator.prompt import Prompt
-from offline.artifact import Artifact, ArtifactStore
-from offline.pretrain_source import GroupSource, ProductSource
+from offline.pretrain_source import ProductSource
 from offline.settings import TupleSettings
-from offline.tuples import Candidate, ScoresUnusable, build_tuples, rank_pairs, read_tuples
+from offline.tuples import build_tuples, rank_pairs, read_tuples
+from state.artifact import Artifact, ArtifactStore
 from tests.offline import dpo_world
 
 SETTINGS = TupleSettings(n_candidates=4, size_px=64)
@@ -60,12 +61,12 @@ class Truth:
         self.breaks_at = breaks_at
         self.log_odds = log_odds
 
-    def score_many(self, product: ProductSource, group: GroupSource, candidates: Sequence[Candidate]) -> Any:
-        if product.product_id == self.breaks_at:
+    def score_many(self, audience: Audience, candidates: Sequence[Candidate]) -> Any:
+        if audience.product_id == self.breaks_at:
             raise KeyboardInterrupt
         assert all(candidate.image.size == (64, 64) for candidate in candidates)
         scenes = [Prompt.parse(candidate.prompt).scene for candidate in candidates]
-        return np.array([self.log_odds * (scene == dpo_world.TASTES[group.group_id]) for scene in scenes])
+        return np.array([self.log_odds * (scene == dpo_world.TASTES[audience.group_id]) for scene in scenes])
 
 
 TEXTS = [dpo_world.prompt(scene) for scene in dpo_world.TASTES] + ["a nice picture", dpo_world.prompt("pine forest")]
@@ -159,7 +160,7 @@ def test_without_two_well_formed_prompts_or_a_picture_there_is_no_tuple(
 @pytest.mark.parametrize("scores", [[1.0], [float("nan")] * 3, [[1.0, 2.0, 3.0]]])
 def test_scores_that_rank_nothing_are_refused(sources: list[ProductSource], tmp_path: Path, scores: Any) -> None:
     class Broken(Truth):
-        def score_many(self, product: ProductSource, group: GroupSource, candidates: Sequence[Candidate]) -> Any:
+        def score_many(self, audience: Audience, candidates: Sequence[Candidate]) -> Any:
             return scores
 
     with pytest.raises(ScoresUnusable, match="3 finite numbers"):

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from generator.comparison import Comparison, Floats, Picture
+from generator.eyes import Eyes
 from generator.mllm import IGNORED_LABEL, GroupMllm
-from offline.comparison import Comparison, Floats, Picture
-from offline.eyes import Eyes
 
 INSTRUCTION: Final = "Which picture is clicked more?"
 """X_T of Eq. 8."""

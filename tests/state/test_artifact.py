@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offline.artifact import (
+from state.artifact import (
     MANIFEST,
     ArtifactNameError,
     ArtifactStore,
@@ -120,7 +120,7 @@ def test_a_killed_writer_leaves_nothing_readable(tmp_path, moment):
         """
         import os, signal, sys
         from pathlib import Path
-        from offline.artifact import ArtifactStore
+        from state.artifact import ArtifactStore
         root, moment = Path(sys.argv[1]), sys.argv[2]
         die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         with ArtifactStore(root).write("gaip", created_at_ms=1) as draft:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from generator.comparison import Picture
 from generator.mllm import GroupMllm
-from offline.comparison import Picture
 
 
 class Eyes:
@@ -23,10 +23,13 @@ class Eyes:
     ----------
     mllm
         Whose tower and image processor are used.
+    n_kept
+        Pictures that are kept at most, those that were read last.
     """
 
-    def __init__(self, mllm: GroupMllm) -> None:
+    def __init__(self, mllm: GroupMllm, *, n_kept: int = 65_536) -> None:
         self._mllm = mllm
+        self._n_kept = n_kept
         self._kept: dict[str, Tensor] = {}
         tower = mllm.model.model.vision_tower
         self._frozen = not any(parameter.requires_grad for parameter in tower.parameters())
@@ -37,6 +40,8 @@ class Eyes:
         for picture in missing.values():
             self._kept[picture.key] = self._read(picture)
         seen = torch.stack([self._kept[picture.key] for picture in pictures])
+        for key in list(self._kept)[: max(len(self._kept) - self._n_kept, 0)]:
+            del self._kept[key]
         if not self._frozen:
             return {"pixel_values": seen}  # (n, 3, H, W)
         features = self._mllm.model.model.multi_modal_projector(seen)  # (n, T, D)

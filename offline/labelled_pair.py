@@ -1,24 +1,19 @@
-"""Comparisons: which of two creatives does a group click more, as every scorer of pairs is asked."""
+"""Labelled pairs: comparisons whose outcome was counted, and who may be asked about them."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
+from generator.comparison import Comparison, Feature, Floats, Picture
 from offline.dataset import Dataset
 from offline.snapshot import N_FEATURE_POINTS
 from online.registry import read_image
-
-Floats = npt.NDArray[np.float64]
-Feature = npt.NDArray[np.float32]
 
 
 class MissingPictureError(ValueError):
@@ -29,34 +24,6 @@ class MissingPictureError(ValueError):
             f"creative {creative_id!r} has no image_uri; allowed are creatives with a picture: a reward model judges "
             "by what it sees. Nothing was compared."
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A creative's picture: a key that is its alone, and what gives its encoded bytes."""
-
-    key: str
-    read: Callable[[], bytes]
-
-    def open(self) -> Image.Image:
-        """Return the picture, RGB."""
-        with Image.open(BytesIO(self.read())) as opened:
-            return opened.convert("RGB")
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Comparison:
-    """Two pictures of one product, to be compared by one group, whose feature is (11, D) (Eq. 6)."""
-
-    product_id: str
-    title: str
-    group_feature: Feature
-    first: Picture
-    second: Picture
-
-    def swapped(self) -> Comparison:
-        """Return the same two, the other way round."""
-        return Comparison(self.product_id, self.title, self.group_feature, self.second, self.first)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
