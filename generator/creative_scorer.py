@@ -107,4 +107,5 @@ class GrmScorer:
         beats = np.zeros((n, n))
         for (i, j), logit in zip(places, logits / self._grm.temperature, strict=True):
             beats[i, j], beats[j, i] = logit, -logit
-        return beats.sum(axis=1) / max(n, 1)
+        log_odds: Floats = beats.sum(axis=1) / max(n, 1)
+        return log_odds
