@@ -67,7 +67,7 @@ def wait_for(state: Path, n_events: int, workers: list[Worker], processes: list[
     while n_consumed(state) < n_events:
         for process, worker in zip(processes, workers, strict=True):
             assert process.exitcode is None, worker.log.read_text()
-        time.sleep(0.001)
+        time.sleep(0.01)  # each look opens the state: more often would take a core from the workers
 
 
 def end(process: BaseProcess, worker: Worker) -> None:
