@@ -22,14 +22,13 @@ from transformers.conversion_mapping import (
 )
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
+from state.records import N_FEATURE_POINTS
+
 GROUP_TOKEN: Final = "<group>"
 """Placeholder whose embedding is replaced by e_G."""
 
-N_GROUP_POINTS: Final = 11
-"""Points of a group feature (Eq. 6): the centroid and ten members."""
-
 D_GROUP: Final = 128
-"""Width of each of its points."""
+"""Width of each point of a group feature."""
 
 GROUP_PROJECTOR: Final = "group_projector"
 """Name of the MLP of e_G = MLP(G) in the backbone; an adapter keeps it among its `modules_to_save`."""
@@ -68,7 +67,7 @@ class GroupLlavaConfig(LlavaConfig):
     model_type = "group_llava"
 
     group_token_id: int = 32002
-    group_n_points: int = N_GROUP_POINTS
+    group_n_points: int = N_FEATURE_POINTS
     group_width: int = D_GROUP
     group_hidden_size: int = 512
 

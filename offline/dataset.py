@@ -14,7 +14,8 @@ from offline.engine import Engine, open_engine
 from offline.pairs import make_pairs, pairs_schema
 from offline.rows import gaip_rows, gaip_schema
 from offline.settings import OfflineSettings
-from offline.snapshot import N_FEATURE_POINTS, Snapshot
+from offline.snapshot import Snapshot
+from state.records import N_FEATURE_POINTS
 
 ROWS_FILE: Final = "rows.parquet"
 PAIRS_FILE: Final = "pairs.parquet"

@@ -12,8 +12,8 @@ import numpy as np
 
 from generator.comparison import Comparison, Feature, Floats, Picture
 from offline.dataset import Dataset
-from offline.snapshot import N_FEATURE_POINTS
 from online.registry import read_image
+from state.records import N_FEATURE_POINTS
 
 
 class MissingPictureError(ValueError):

@@ -16,9 +16,7 @@ from online.clustering_record import unpack_clustering
 from online.replay import unpack_rows
 from online.settings import OnlineSettings
 from state.reading import StateView
-from state.records import ClusteringRecord, ProfileTrait
-
-N_FEATURE_POINTS = 11
+from state.records import N_FEATURE_POINTS, ClusteringRecord, ProfileTrait
 
 Attributes = dict[str, str]
 """A user's attributes, or a group's most common ones, in words; what is not known is left out."""

@@ -15,7 +15,8 @@ import pyarrow as pa
 from offline.posterior import Cumulants, ctr_quantile, logit_cumulants
 from offline.settings import OfflineSettings
 from offline.shrinkage import shrink
-from offline.snapshot import D_FEATURE, N_FEATURE_POINTS
+from offline.snapshot import D_FEATURE
+from state.records import N_FEATURE_POINTS
 
 KEY: Final = ("product_id", "group_id", "creative_id")
 """What a row is of; there is one of each."""

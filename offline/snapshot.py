@@ -12,10 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from state.reading import StateReader, StateView
-from state.records import Cell, CreativeRecord, ProductGroups, ProductRecord
-
-N_FEATURE_POINTS: Final = 11
-"""Points of a group feature (Eq. 6): the centroid and ten of its members."""
+from state.records import N_FEATURE_POINTS, Cell, CreativeRecord, ProductGroups, ProductRecord
 
 D_FEATURE: Final = 128
 """Width of a group feature where no group says otherwise."""

@@ -27,9 +27,10 @@ from generator.renderer import Renderer
 from generator.settings import MllmSettings
 from generator.storage import ImageUnreadable, open_image
 from offline.pretrain import Pictures, prompt_input
-from offline.pretrain_source import N_FEATURE_POINTS, ProductSource
+from offline.pretrain_source import ProductSource
 from offline.settings import TupleSettings
 from state.artifact import Artifact, ArtifactStore
+from state.records import N_FEATURE_POINTS
 
 log = logging.getLogger(__name__)
 

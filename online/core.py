@@ -16,34 +16,26 @@ from online.calibration import PreferenceCalibration
 from online.category_metrics import CategoryMetrics
 from online.counts import Counts, TakenBack
 from online.encoders import feature_dims
-from online.expectation import Expectations, expected_log_relative
+from online.expectation import Expectations
 from online.features import FeatureBank
 from online.forgetting import ForgottenUsers
 from online.grouped_product import UNGROUPED
 from online.grouping import Grouping
 from online.label_history import unlearnt_rows
 from online.learner import Encoder, PreferenceLearner
-from online.limits import DEAD_GROUPS_KEPT
 from online.metrics import PrequentialMetrics
 from online.neighbours import ProductNeighbours
 from online.part import Part, ProductPart
 from online.registry import Registry
+from online.regrouping import Regrouping
 from online.residency import Residency
 from online.rows import LabelledRows, Rows
 from online.settings import OnlineSettings
 from online.shift import CellCounts, Observed, Shift, ShiftDetection, opposition_scores, own_preferences
-from online.significance import interaction_p_value
 from state.records import ImpressionRecord
 from state.store import ChangeSet, ReadTransaction
 
 Floats = npt.NDArray[np.float64]
-
-MIN_CELL_IMPRESSIONS = 30
-"""Impressions that a group needs on average per creative before its preferences are compared."""
-
-
-N_EXPECTED_USERS = 128
-"""Users of a product, at most, from whom it is told which creatives each group is expected to prefer."""
 
 
 class OnlineCore:
@@ -63,7 +55,6 @@ class OnlineCore:
     """
 
     def __init__(self, settings: OnlineSettings, registry: Registry, bank: FeatureBank) -> None:
-        self._settings = settings
         self._registry = registry
         self.schema = AttributeSchema(settings.attributes)
         title_dim, image_dim = feature_dims(settings)
@@ -80,6 +71,9 @@ class OnlineCore:
         )
         self.counts = Counts(settings.counts.half_life_s * 1000, settings.limits.arms)
         self.expectations = Expectations()
+        self._regrouping = Regrouping(
+            settings.groups, registry, self.learner, self.grouping, self.counts, self.expectations
+        )
         self._calibration = PreferenceCalibration()
         self._detection = ShiftDetection(settings.shift)
         self._metrics = PrequentialMetrics()
@@ -131,7 +125,7 @@ class OnlineCore:
         for product_id in missing:
             self._take_over(product_id, txn)
             if not self.grouping.has_encoder(product_id):
-                self._refresh(product_id, now_ms)
+                self._regrouping.refresh(product_id, now_ms)
 
     def forget_users(self, product_id: str, users: ForgottenUsers, now_ms: int) -> set[int]:
         """Take users out of a product's sample of them; return the keys of those who were there.
@@ -323,96 +317,8 @@ class OnlineCore:
 
     def regroup(self, now_ms: int, batch_number: int) -> None:
         """Adopt a new encoder version if one is due, and move some products to the newest."""
-        settings = self._settings.groups
-        n_learnt = self.learner.n_rows_learnt
-        due = 0
-        if n_learnt >= settings.warm_up_impressions:
-            due = 1 + (n_learnt - settings.warm_up_impressions) // settings.adopt_every_impressions
-        # One version a batch: after a long batch the missed ones would be the same weights.
-        if due > self.grouping.version:
-            self.grouping.adopt(self.learner.average_weights())
-        for product_id in self.grouping.take_borrowed():
-            self._expect(product_id)
-        relearnt = {self._registry.product_ids[number] for number in self.learner.relearnt()}
-        for product_id in self.grouping.waiting(relearnt)[: settings.refresh_products_per_batch]:
-            self._refresh(product_id, now_ms)
-        product_ids = self.grouping.product_ids()
-        n_most = min(settings.refresh_products_per_batch, len(product_ids))
-        for step in range(n_most):
-            product_id = product_ids[(batch_number * n_most + step) % len(product_ids)]
-            self._compare(product_id)
-            creatives = self._registry.creative_numbers[self._registry.products[product_id].number]
-            if 0 < len(self.expectations.creatives(product_id)) < len(creatives):
-                self._expect(product_id)
-
-    def _refresh(self, product_id: str, now_ms: int) -> None:
-        """Move a product to the newest encoder version, and what hangs on its groups along."""
-        lineage = self.grouping.refresh(product_id, self._registry.products[product_id].number, now_ms)
-        self._expect(product_id)
-        for old, heir in lineage.merged.items():
-            self.counts.hand_over(product_id, old, heir, now_ms)
-        counted = {group_id for group_id, _ in self.counts.cells_of(product_id)}
-        for dead in sorted(counted - {UNGROUPED, *lineage.group_ids})[:-DEAD_GROUPS_KEPT]:
-            self.grouping.retire(product_id, dead)
-            self.counts.hand_over(product_id, dead, UNGROUPED, now_ms)
-        if lineage.born:
-            self._distribute(product_id, now_ms)
-
-    def _distribute(self, product_id: str, now_ms: int) -> None:
-        """Give new groups the live counts of their users, as far as replay holds them."""
-        number = self._registry.products[product_id].number
-        remembered = self.learner.remembered(number)
-        if not len(remembered):
-            return
-        group_ids = self.grouping.assign_many(product_id, number, remembered.rows.attributes)
-        names = {
-            self._registry.creatives[product_id, creative_id].number: creative_id
-            for creative_id in {creative_id for _, creative_id in self.counts.cells_of(product_id)}
-        }
-        places, index = np.unique(np.stack([group_ids, remembered.rows.creatives]), axis=1, return_inverse=True)
-        n_impressions = np.bincount(index)
-        n_clicks = np.bincount(index, weights=remembered.clicks)
-        found = {
-            (int(group_id), names[int(creative)]): (int(n), int(x))
-            for group_id, creative, n, x in zip(*places, n_impressions, n_clicks, strict=True)
-        }
-        self.counts.distribute_live(product_id, found, now_ms)
-
-    def _expect(self, product_id: str) -> None:
-        """Ask the model which creatives each group of a product prefers."""
-        groups = self.grouping.groups_of(product_id)
-        assert groups is not None
-        number = self._registry.products[product_id].number
-        creatives = self._registry.creative_numbers[number]
-        attributes, labels = self.grouping.sample(product_id, N_EXPECTED_USERS)
-        p_click = self.learner.expect_many(number, attributes, creatives)
-        group_ids = [group.group_id for group in groups.groups]
-        log_relative = expected_log_relative(p_click, labels, len(group_ids))
-        self.expectations.put(product_id, group_ids, creatives.tolist(), log_relative)
-
-    def _compare(self, product_id: str) -> None:
-        """Test whether a product's groups prefer different creatives."""
-        groups = self.grouping.groups_of(product_id)
-        if groups is None or len(groups.groups) < 2:
-            return
-        impressions, clicks, _ = self.table(product_id, live=False)
-        filled = impressions.sum(axis=1) >= MIN_CELL_IMPRESSIONS * impressions.shape[1]
-        if filled.sum() < 2:
-            return
-        self.grouping.set_p_value(product_id, interaction_p_value(impressions[filled], clicks[filled]))
+        self._regrouping.run(now_ms, batch_number)
 
     def table(self, product_id: str, *, live: bool) -> tuple[Floats, Floats, list[str]]:
         """Return impressions and clicks of a product's present groups, (G, C), and the creatives' ids."""
-        groups = self.grouping.groups_of(product_id)
-        assert groups is not None
-        cells = self.counts.cells_of(product_id)
-        creative_ids = sorted({creative_id for _, creative_id in cells})
-        shape = (len(groups.groups), len(creative_ids))
-        impressions, clicks = np.zeros(shape), np.zeros(shape)
-        for row, group in enumerate(groups.groups):
-            for column, creative_id in enumerate(creative_ids):
-                cell = cells.get((group.group_id, creative_id))
-                if cell is not None:
-                    impressions[row, column] = cell.live_impressions if live else cell.n_impressions
-                    clicks[row, column] = cell.live_clicks if live else cell.n_clicks
-        return impressions, clicks, creative_ids
+        return self._regrouping.table(product_id, live=live)

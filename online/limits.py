@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-N_FEATURE_POINTS = 11
-"""Points of a group feature: the centroid and ten members (Eq. 6)."""
+from state.records import N_FEATURE_POINTS
 
 N_TRAITS = 5
 """Traits of a group's profile, at most."""

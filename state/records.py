@@ -7,6 +7,7 @@ docstring. Keys join ids with NUL, which no id may contain, so that a prefix sca
 from __future__ import annotations
 
 import struct
+from typing import Final
 
 import msgspec
 
@@ -197,6 +198,10 @@ class ProfileTrait(msgspec.Struct, frozen=True, array_like=True):
     value: str
     share: float
     lift: float
+
+
+N_FEATURE_POINTS: Final = 11
+"""Points of a group feature: the centroid and ten members (Eq. 6)."""
 
 
 class GroupRecord(msgspec.Struct, frozen=True, array_like=True):

@@ -22,7 +22,7 @@ from online.counts import Counts
 from online.expectation import Expectations
 from online.grouped_product import UNGROUPED
 from online.grouping import Grouping
-from online.limits import DEAD_GROUPS_KEPT, LINEAGE_KEPT, N_FEATURE_POINTS, ProductBytes, most_product_bytes
+from online.limits import DEAD_GROUPS_KEPT, LINEAGE_KEPT, ProductBytes, most_product_bytes
 from online.pipeline import Pipeline
 from online.settings import (
     AttributeSettings,
@@ -34,7 +34,7 @@ from online.settings import (
 )
 from online.shift import Observed, ShiftDetection
 from state.reading import open_view
-from state.records import ImpressionRecord
+from state.records import N_FEATURE_POINTS, ImpressionRecord
 from state.store import ChangeSet, Store, Table
 
 PRODUCT = "p".ljust(200, "p")
@@ -207,7 +207,7 @@ def test_counts_of_groups_that_died_long_ago_go_on_together(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("online.core.DEAD_GROUPS_KEPT", 1)
+    monkeypatch.setattr("online.regrouping.DEAD_GROUPS_KEPT", 1)
     # Before an attribute is known to decide, groups come and go.
     monkeypatch.setattr("online.relevance.MIN_RELEVANCE", math.inf)
     # No group survives a regrouping, and few are taken over whole.
