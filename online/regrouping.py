@@ -127,7 +127,9 @@ class Regrouping:
         groups = self._grouping.groups_of(product_id)
         if groups is None or len(groups.groups) < 2:
             return
-        impressions, clicks, _ = self.table(product_id, live=False)
+        impressions, clicks, creative_ids = self.table(product_id, live=False)
+        if not creative_ids:  # groups are borrowed before anything is counted, and who was counted may be forgotten
+            return
         filled = impressions.sum(axis=1) >= MIN_CELL_IMPRESSIONS * impressions.shape[1]
         if filled.sum() < 2:
             return

@@ -132,6 +132,20 @@ def test_what_its_groups_prefer_is_expected_at_once(town: Town) -> None:
     assert set(labels.tolist()) <= set(range(len(groups.groups)))
 
 
+def test_groups_with_nothing_counted_yet_are_not_compared(town: Town) -> None:
+    number = town.registry.products["new chair"].number
+    town.core.grouping.observe_many(
+        ["new chair"], np.array([number]), town.users[:1], np.zeros(1, np.uint32), town.n_batches, town.n_batches
+    )
+    for _ in range(4):  # so that it is its turn
+        town.n_batches += 1
+        town.core.regroup(town.n_batches, town.n_batches)
+    groups = town.core.grouping.groups_of("new chair")
+    assert groups is not None
+    assert len(groups.groups) > 1
+    assert groups.p_value is None
+
+
 def test_its_own_users_take_over(town: Town, online: OnlineSettings) -> None:
     grouping = town.core.grouping
     town.show("new chair", np.array([200]))
