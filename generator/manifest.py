@@ -2,7 +2,7 @@
 
 A signature is not reproducible: C2PA salts its boxes at random, so signing a picture twice gives two files. A picture
 is therefore named by its file as it was before it was signed, and one that is there already is kept
-(:meth:`generator.storage.ImageStore.put`).
+(:meth:`generator.storage.ImageStore.prepare`).
 """
 
 from __future__ import annotations

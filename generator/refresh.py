@@ -1,11 +1,12 @@
-"""Refresh: from a shifted group to stored pictures that may be published, or the reasons why not."""
+"""Refresh: from a shifted group to pictures that may be published, or the reasons why not."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import msgspec
 from PIL import Image
@@ -19,13 +20,12 @@ from generator.renderer import Renderer, Rendering, RenderRequest
 from generator.review import ReviewRecord, review_of
 from generator.settings import GeneratorSettings
 from generator.storage import (
+    ImageFile,
     ImageStore,
     ImageTampered,
     ImageUnreadable,
-    StoredImage,
     metadata_of,
     open_image,
-    read_bytes,
 )
 from generator.surroundings import Surroundings, read_prompt
 from generator.weights import WeightsMissing
@@ -65,11 +65,12 @@ class HandledShift(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass(frozen=True)
 class Refreshed:
-    """What a shift led to: its record, the creatives to publish, and those refused or waiting; all files are stored."""
+    """What a shift led to: its record, the creatives to publish, those refused or waiting, and all their files."""
 
     record: HandledShift
     creatives: list[Creative] = field(default_factory=list)
     reviews: list[ReviewRecord] = field(default_factory=list)
+    files: list[ImageFile] = field(default_factory=list)
 
 
 class Refresher:
@@ -83,7 +84,7 @@ class Refresher:
     settings
         How many prompts and creatives, and the limits of the checks.
     renderer, images
-        Draws pictures, and keeps them.
+        Draws pictures, and says where they belong.
     features
         Tells duplicates.
     """
@@ -98,15 +99,17 @@ class Refresher:
         self._features = features
         self._inspector = Inspector(settings, features)
         self._matting = Matting(settings.matting)
-        self._features_of = lru_cache(settings.features_kept)(self._read_features)
+        self._kept: OrderedDict[tuple[str, str], Vector] = OrderedDict()  # by creative and URI, last used last
 
-    def refresh(self, event: GroupsShifted, around: Surroundings) -> Refreshed:
-        """Propose, draw, check and store creatives for every group that is large enough.
+    def refresh(self, event: GroupsShifted, around: Surroundings, read: Callable[[str], bytes]) -> Refreshed:
+        """Propose, draw and check creatives for every group that is large enough; nothing is written.
 
-        Raises
-        ------
-        OSError
-            A picture could not be stored.
+        Parameters
+        ----------
+        event, around
+            The shift, and what is known around it.
+        read
+            Reads a creative's file by its URI, also one that is still to be written.
         """
         wanted: list[int] = []
         groups: list[HandledGroup] = []
@@ -133,7 +136,7 @@ class Refresher:
                 n_candidates=self._settings.n_candidates,
                 exploration=self._settings.exploration,
             )
-            existing = self._existing(around.creatives)
+            existing = self._existing(around.creatives, read)
             for group_id, of_group in proposals.items():
                 candidates = self._make(event, cutout, of_group, existing, refreshed)
                 groups.append(HandledGroup(group_id, candidates, None))
@@ -147,7 +150,7 @@ class Refresher:
         existing: LikenessIndex,
         refreshed: Refreshed,
     ) -> list[Candidate]:
-        """Draw a group's proposals, best first, until enough have passed the checks; store and record those."""
+        """Draw a group's proposals, best first, until enough have passed the checks; record those."""
         candidates: list[Candidate] = []
         rank = 0
         waiting = list(enumerate(proposals))
@@ -171,18 +174,18 @@ class Refresher:
                 payload = self._images.encode(rendering.image, metadata)
                 inspected = self._inspector.inspect(rendering, payload, existing)
                 if inspected.refused is not None:
-                    kept = self._review_images.put(payload, metadata).uri
-                    candidates.append(self._refuse(event, proposal, number, inspected.refused, kept, refreshed))
+                    kept = self._review_images.prepare(payload, metadata)
+                    refreshed.files.append(kept)
+                    candidates.append(self._refuse(event, proposal, number, inspected.refused, kept.uri, refreshed))
                     continue
                 existing.add(creative_id, inspected.features)
                 if self._settings.approval == "manual":
-                    refreshed.reviews.append(
-                        _review(event, proposal, creative_id, self._review_images.put(payload, metadata).uri, None)
-                    )
+                    file = self._review_images.prepare(payload, metadata)
+                    refreshed.reviews.append(_review(event, proposal, creative_id, file.uri, None))
                 else:
-                    refreshed.creatives.append(
-                        _creative(event, proposal, creative_id, self._images.put(payload, metadata))
-                    )
+                    file = self._images.prepare(payload, metadata)
+                    refreshed.creatives.append(_creative(event, proposal, creative_id, file))
+                refreshed.files.append(file)
                 candidates.append(Candidate(proposal, creative_id, None))
                 rank += 1
                 log.info(
@@ -217,23 +220,26 @@ class Refresher:
         refreshed.reviews.append(_review(event, proposal, refused_id, image_uri, why))
         return Candidate(proposal, None, why)
 
-    def _existing(self, creatives: list[CreativeRecord]) -> LikenessIndex:
+    def _existing(self, creatives: list[CreativeRecord], read: Callable[[str], bytes]) -> LikenessIndex:
         """Return the features of a product's creatives; those whose picture cannot be read are left out."""
         found = {}
         for creative in creatives:
             if creative.image_uri is None:
                 continue
-            features = self._features_of(creative.creative_id, creative.image_uri)
-            if features is not None:
-                found[creative.creative_id] = features
+            try:
+                found[creative.creative_id] = self._features_of(creative.creative_id, creative.image_uri, read)
+            except _BAD_PICTURE as error:
+                log.warning("creative %s is not compared with new ones: %s", creative.creative_id, error)
         return LikenessIndex(self._features.dim, found)
 
-    def _read_features(self, creative_id: str, image_uri: str) -> Vector | None:
-        try:
-            return self._features.encode(read_bytes(image_uri), creative_id)
-        except _BAD_PICTURE as error:
-            log.warning("creative %s is not compared with new ones: %s", creative_id, error)
-            return None
+    def _features_of(self, creative_id: str, image_uri: str, read: Callable[[str], bytes]) -> Vector:
+        features = self._kept.pop((creative_id, image_uri), None)
+        if features is None:
+            features = self._features.encode(read(image_uri), creative_id)
+        self._kept[creative_id, image_uri] = features
+        if len(self._kept) > self._settings.features_kept:
+            self._kept.popitem(last=False)
+        return features
 
     def _open_cutout(self, product_id: str, uri: str | None) -> Image.Image:
         if uri is None:
@@ -248,13 +254,13 @@ def _review(
     return review_of(event, proposal.group_id, creative_id, text, proposal.expected_ctr, image_uri, refused)
 
 
-def _creative(event: GroupsShifted, proposal: Proposal, creative_id: str, stored: StoredImage) -> Creative:
+def _creative(event: GroupsShifted, proposal: Proposal, creative_id: str, file: ImageFile) -> Creative:
     return Creative(
         creative_id=creative_id,
         product_id=event.product_id,
         created_at_ms=event.detected_at_ms,
-        image_uri=stored.uri,
-        image_sha256=stored.sha256,
+        image_uri=file.uri,
+        image_sha256=file.sha256,
         prompt=proposal.prompt.text,
         origin="generated",
         group_id=proposal.group_id,

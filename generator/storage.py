@@ -14,7 +14,6 @@ import io
 import json
 import os
 import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,13 +62,17 @@ class ImageUnreadable(RuntimeError):
 
 
 @dataclass(frozen=True)
-class StoredImage:
-    """A picture in the store: where it is, the SHA-256 of its file with all that is in it, its size and media type."""
+class ImageFile:
+    """A picture's file, signed, and the place where it belongs."""
 
     uri: str
-    sha256: str
-    n_bytes: int
+    payload: bytes
     media_type: str
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of all that is in the file, in hexadecimal; its name is that of the file without its manifest."""
+        return hashlib.sha256(self.payload).hexdigest()
 
 
 class FileSigner(Protocol):
@@ -81,7 +84,7 @@ class FileSigner(Protocol):
 
 
 def metadata_of(provenance: Provenance, **more: MetadataValue) -> dict[str, MetadataValue]:
-    """Return a provenance as metadata for :meth:`ImageStore.put`, with more entries such as ``product_id``."""
+    """Return a provenance as metadata for :meth:`ImageStore.prepare`, with more entries such as ``product_id``."""
     return {**asdict(provenance), **more}
 
 
@@ -255,8 +258,8 @@ def thumbnail(uri: str, size_px: int, *, jpeg_quality: int = 82) -> bytes:
 class ImageStore:
     """Pictures under one root: a local folder or any fsspec URL.
 
-    Files lie at ``<root>/<first two digits>/<content_sha256>.<suffix>``. On a local disk a file is written beside its
-    place, synced, and renamed; object stores put a whole object at once.
+    Files lie at ``<root>/<first two digits>/<content_sha256>.<suffix>``. What is prepared here is written by
+    :func:`write_bytes`.
 
     Parameters
     ----------
@@ -265,7 +268,7 @@ class ImageStore:
     image_format, jpeg_quality:
         How pictures are encoded.
     signer:
-        Signs what is put there; None: files are labelled in XMP only.
+        Signs what belongs there; None: files are labelled in XMP only.
     """
 
     def __init__(
@@ -298,11 +301,14 @@ class ImageStore:
         return cls(settings.review_url, image_format=settings.image_format, jpeg_quality=settings.jpeg_quality)
 
     def encode(self, image: Image.Image, metadata: Mapping[str, MetadataValue]) -> bytes:
-        """Return a picture's file with its label, as :meth:`put` takes it."""
+        """Return a picture's file with its label, as :meth:`prepare` takes it."""
         return encode(image, metadata, image_format=self._image_format, jpeg_quality=self._jpeg_quality)
 
-    def put(self, payload: bytes, metadata: Mapping[str, MetadataValue]) -> StoredImage:
-        """Sign a picture's file and keep it; one that is there already, and whole, is kept as it is.
+    def prepare(self, payload: bytes, metadata: Mapping[str, MetadataValue]) -> ImageFile:
+        """Sign a picture's file and say where it belongs; nothing is written.
+
+        A signature is salted. Where the same picture lies already, and whole, its file is returned as it is: an event
+        may have named it by its hash.
 
         Parameters
         ----------
@@ -320,8 +326,7 @@ class ImageStore:
             kept = read_bytes(uri)
         except (ImageUnreadable, ImageTampered):  # not there, or cut short by a full disk
             kept = payload if self._signer is None else self._signer.sign(payload, media_type, metadata)
-            _write(uri, kept)
-        return StoredImage(uri, hashlib.sha256(kept).hexdigest(), len(kept), media_type)
+        return ImageFile(uri, kept, media_type)
 
     def open(self, uri: str) -> Image.Image:
         """Open a picture; see :func:`open_image`."""
@@ -336,7 +341,21 @@ class ImageStore:
         return thumbnail(uri, size_px)
 
 
-def _write(uri: str, payload: bytes) -> None:
+def write_bytes(uri: str, payload: bytes) -> None:
+    """Write a file whole or not at all; one that is there with the same bytes is left as it is.
+
+    On a local disk it is written beside its place, synced, and renamed; object stores put a whole object at once.
+
+    Raises
+    ------
+    OSError
+        It could not be written.
+    """
+    try:
+        if fetch_bytes(uri) == payload:
+            return
+    except ImageUnreadable:
+        pass
     path = local_path(uri)
     if path is not None:
         _write_atomically(path, payload)
@@ -348,7 +367,8 @@ def _write(uri: str, payload: bytes) -> None:
 
 def _write_atomically(path: Path, payload: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    # One name for all attempts, so that what a killed writer left is written over and renamed by the next.
+    beside = path.with_name(f".{path.name}.tmp")
     try:
         with beside.open("wb") as file:
             file.write(payload)

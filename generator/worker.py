@@ -1,12 +1,12 @@
 """The generator worker: from a shifted group to published creatives, once each whatever happens.
 
 The order is what makes a kill harmless. 1. A message is polled from the offset of the last commit.
-2. Prompts are proposed, pictures drawn and checked. 3. The files of those to publish are written;
-they are named by their content. 4. One LMDB transaction takes offset, handled shift and outbound
-events. 5. The events are sent, with ids that a repetition repeats. 6. Those that the broker has
-acknowledged leave the outbox with the next commit. Killed before 4, the shift is worked off again
-and finds its files; killed after it, nothing is drawn again and only 5 is repeated. A person's verdict on a
-creative that waits is a message like a shift, and goes the same way.
+2. Prompts are proposed, pictures drawn and checked, in memory. 3. One LMDB transaction takes offset, handled shift,
+files and outbound events. 4. The files are written. 5. The events are sent, with ids that a repetition repeats. 6. What
+has been written and acknowledged leaves the state with the next commit. Killed before 3, nothing has happened, and the
+shift is worked off anew, whatever is known by then; killed after it, nothing is decided or drawn again, and 4 and 5 are
+repeated with the same bytes. A person's verdict on a creative that waits is a message like a shift, and goes the same
+way.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -21,6 +22,7 @@ from typing import Protocol
 import msgspec
 
 from generator.certificate import load_identity
+from generator.delivery import Delivery, FileOutbox
 from generator.inventory import Inventory
 from generator.likeness import ImageFeatures
 from generator.manifest import ManifestSigner
@@ -29,7 +31,7 @@ from generator.renderer import Renderer
 from generator.renderer_choice import choose_renderer
 from generator.review import UnusableReview, accepted_creative, judge
 from generator.settings import GeneratorSettings
-from generator.storage import ImageStore, ImageTampered, ImageUnreadable, read_bytes, read_metadata
+from generator.storage import ImageStore, ImageTampered, ImageUnreadable, read_metadata
 from generator.surroundings import UnusableShift, check_numbers, look_around
 from state.errors import StateMissingError
 from state.reading import StateReader, open_view
@@ -130,13 +132,7 @@ class GeneratorWorker:
         self._refresher = Refresher(settings, renderer, images, features)
 
     def handle(self, message: Message) -> Handled:
-        """Work off one message; its pictures are stored when this returns, nothing else has changed.
-
-        Raises
-        ------
-        OSError
-            A picture could not be stored; nothing is lost, the message can be handled again.
-        """
+        """Work off one message; nothing has changed yet when this returns."""
         handled = Handled(ChangeSet())
         with self._own.read() as txn:
             found = txn.get(Table.META, _HEAD_KEY)
@@ -198,7 +194,8 @@ class GeneratorWorker:
         check_numbers(event)
         with self._online.view() as view:
             around = look_around(event, view, self._inventory.made(event.product_id, handled.changes), self._settings)
-        refreshed = self._refresher.refresh(event, around)
+        refreshed = self._refresher.refresh(event, around, lambda uri: FileOutbox.read(uri, handled.changes))
+        FileOutbox.add(refreshed.files, handled.changes)
         for creative in refreshed.creatives:
             self._publish(creative, handled, head)
         for review in refreshed.reviews:
@@ -214,11 +211,12 @@ class GeneratorWorker:
         if review.status == "accepted":
             assert review.image_uri is not None, "what waits has been drawn"
             try:
-                payload = read_bytes(review.image_uri)
+                payload = FileOutbox.read(review.image_uri, handled.changes)
             except (ImageUnreadable, ImageTampered) as error:
                 raise UnusableReview("unreadable_image", f"it cannot be published: {error}") from error
-            stored = self._images.put(payload, read_metadata(payload))
-            self._publish(accepted_creative(review, stored.uri, stored.sha256), handled, head)
+            file = self._images.prepare(payload, read_metadata(payload))
+            FileOutbox.add([file], handled.changes)
+            self._publish(accepted_creative(review, file.uri, file.sha256), handled, head)
         self._inventory.review(review, handled.changes)
         log.info("creative %s %s by %s: %s", review.creative_id, review.status, review.reviewed_by, review.reason)
         return True
@@ -253,35 +251,42 @@ def work(
     worker: GeneratorWorker,
     source: MessageSource,
     own: Store,
-    outbox: Outbox,
+    delivery: Delivery,
     *,
     clock_s: Callable[[], float],
     stop: Callable[[], bool],
     until_idle_s: float | None = None,
     on_emitted: Callable[[Creative], None] = lambda _: None,
 ) -> None:
-    """Work off messages until told to stop: handle, commit, send; see `run_generator`."""
+    """Work off messages until told to stop: handle, commit, write, send; see `run_generator`."""
+    queue: deque[Message] = deque()
     last_s = clock_s()
+
+    def is_idle() -> bool:
+        return until_idle_s is not None and clock_s() - last_s >= until_idle_s
+
     while not stop():
-        outbox.send()  # also what an earlier run, or a broker that was away, has left
-        if outbox.is_full:
+        delivery.deliver()  # also what an earlier run, a full disk or a broker that was away has left
+        if delivery.is_stuck:
+            if is_idle():
+                break
             time.sleep(POLL_S)
             continue
-        messages = source.poll(POLL_S)
-        if not messages and until_idle_s is not None and clock_s() - last_s >= until_idle_s:
-            break
-        for message in messages:
-            if stop():
+        if not queue:
+            queue += source.poll(POLL_S)
+            if not queue and is_idle():
                 break
-            handled = worker.handle(message)
-            outbox.clear(handled.changes)
-            own.commit(handled.changes)
-            outbox.send()
-            source.report({(message.topic, message.partition): message.offset + 1})
-            for creative in handled.creatives:
-                on_emitted(creative)
-            last_s = clock_s()
-    outbox.settle()
+            continue
+        message = queue.popleft()
+        handled = worker.handle(message)
+        delivery.clear(handled.changes)
+        own.commit(handled.changes)
+        delivery.deliver()
+        source.report({(message.topic, message.partition): message.offset + 1})
+        for creative in handled.creatives:
+            on_emitted(creative)
+        last_s = clock_s()
+    delivery.settle()
 
 
 def run_generator(
@@ -342,8 +347,8 @@ def run_generator(
         Store(generator.state_path, map_size_mib=state.map_size_mib, sync=state.sync) as own,
         EventProducer(streams, client_id="osmf-generator") as producer,
     ):
-        outbox = Outbox(own, producer, streams.outbox_events)
-        outbox.send()
+        delivery = Delivery(own, Outbox(own, producer, streams.outbox_events))
+        delivery.deliver()
         online = _await_state(state, clock_s, stop, until_idle_s, sleep)
         if online is None:
             return
@@ -355,7 +360,7 @@ def run_generator(
                 worker,
                 consumer,
                 own,
-                outbox,
+                delivery,
                 clock_s=clock_s,
                 stop=stop,
                 until_idle_s=until_idle_s,

@@ -20,6 +20,7 @@ from state.store import LAYOUT_VERSION, Table
 NEW_TABLES: Final[Mapping[int, Sequence[str]]] = {
     4: ("reviews",),
     5: ("ledger", "ledger_index", "forgettings", "live_restarts"),
+    6: ("files",),
 }
 """The tables that the layout after a layout has beside that one's. Fields that records have got since have defaults."""
 

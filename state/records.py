@@ -331,6 +331,13 @@ class OutboxRecord(msgspec.Struct, frozen=True, array_like=True):
     payload: bytes
 
 
+class FileRecord(msgspec.Struct, frozen=True, array_like=True):
+    """A file that is to lie at ``uri``, kept until it does."""
+
+    uri: str
+    payload: bytes
+
+
 _CELL = struct.Struct("<QQddQ")
 _U32 = struct.Struct(">I")
 _U64 = struct.Struct(">Q")

@@ -37,7 +37,7 @@ from state.files import (
 )
 from state.ownership import OWNER_KEY, Owner, next_owner, read_owner, unblock
 
-LAYOUT_VERSION = 6
+LAYOUT_VERSION = 7
 """Version of the tables and record layouts; another version is refused, never guessed."""
 
 MIGRATES_FROM = 4
@@ -73,6 +73,7 @@ class Table(StrEnum):
     RESIDENTS = "residents"
     SHIFTS = "shifts"
     REVIEWS = "reviews"
+    FILES = "files"
     OUTBOX = "outbox"
 
 

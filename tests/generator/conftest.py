@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -8,9 +8,13 @@ import torch
 from PIL import Image, ImageDraw
 
 from benchmarks.random_pipeline import TINY, random_pipeline
+from generator.certificate import load_identity
+from generator.manifest import ManifestSigner
 from generator.procedural import ProceduralRenderer
 from generator.renderer import Renderer
-from generator.settings import DiffusionSettings
+from generator.settings import CheckSettings, DiffusionSettings, GeneratorSettings, SigningSettings
+from generator.storage import FileSigner
+from tests.generator.bench import CHECKS, NOW_MS, SIZE_PX, Bench, picture, write_online_state
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +58,33 @@ def flask() -> Image.Image:
     draw.rectangle((100, 30, 140, 90), fill=(40, 40, 60, 255))
     draw.rectangle((60, 160, 180, 220), fill=(240, 230, 200, 255))
     return image.resize((120, 160), Image.Resampling.LANCZOS)
+
+
+@pytest.fixture(scope="session")
+def signer(tmp_path_factory: pytest.TempPathFactory) -> FileSigner:
+    identity = load_identity(SigningSettings(folder=tmp_path_factory.mktemp("signing") / "made"), now_ms=NOW_MS)
+    assert identity is not None
+    return ManifestSigner(identity)
+
+
+@pytest.fixture
+def make_bench(tmp_path: Path, signer: FileSigner) -> Iterator[Callable[..., Bench]]:
+    benches: list[Bench] = []
+
+    def make(*, title: str = "Red kettle", **changed: object) -> Bench:
+        folder = tmp_path / str(len(benches))
+        folder.mkdir()
+        write_online_state(folder / "state", picture(folder / "cutout.png"), title)
+        settings = GeneratorSettings(
+            size_px=SIZE_PX,
+            storage_url=str(folder / "creatives"),
+            review_url=str(folder / "review"),
+            state_path=folder / "own",
+            **{"checks": CheckSettings(**CHECKS), **changed},
+        )
+        benches.append(Bench(folder, settings, signer))
+        return benches[-1]
+
+    yield make
+    for bench in benches:
+        bench.online.close()

@@ -26,6 +26,7 @@ from generator.jumbf import without_manifest
 from generator.manifest import ManifestRefused, ManifestSigner, ManifestUnreadable, read_manifest
 from generator.settings import SigningSettings
 from generator.storage import ImageStore, MetadataValue, content_sha256, local_path, read_metadata, read_source_type
+from tests.generator.stored import put
 
 NOW_MS = time.time_ns() // 1_000_000
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeSynthetic"
@@ -73,7 +74,7 @@ def image_format(request: pytest.FixtureRequest) -> str:
 def stored(tmp_path: Path, signer: ManifestSigner, image_format: str) -> Path:
     """Return the file of a signed creative."""
     store = ImageStore(str(tmp_path / "creatives"), image_format=image_format, signer=signer)
-    path = local_path(store.put(store.encode(picture(), METADATA), METADATA).uri)
+    path = local_path(put(store, picture(), METADATA).uri)
     assert path is not None
     return path
 
@@ -127,13 +128,13 @@ def test_a_signed_file_without_its_manifest_is_the_file_that_was_signed(
 def test_the_same_picture_keeps_the_file_that_is_there(tmp_path: Path, signer: ManifestSigner) -> None:
     store = ImageStore(str(tmp_path), signer=signer)
     payload = store.encode(picture(), METADATA)
-    first = store.put(payload, METADATA)
-    assert store.put(payload, METADATA) == first
+    first = put(store, payload, METADATA)
+    assert put(store, payload, METADATA) == first
     assert first.sha256 == hashlib.sha256(store.read(first.uri)).hexdigest()
     path = local_path(first.uri)
     assert path is not None
     path.write_bytes(path.read_bytes()[:400])  # in the middle of the manifest
-    second = store.put(payload, METADATA)
+    second = put(store, payload, METADATA)
     assert second.uri == first.uri
     assert read_manifest(store.read(second.uri), "image/jpeg", anchors=b"") is not None
 
@@ -259,7 +260,7 @@ def test_ones_own_certificate_signs(tmp_path: Path, make: Callable[[], rsa.RSAPr
     assert own is not None
     assert own.algorithm == algorithm
     store = ImageStore(str(tmp_path / "creatives"), signer=ManifestSigner(own))
-    payload = store.read(store.put(store.encode(picture(), METADATA), METADATA).uri)
+    payload = store.read(put(store, picture(), METADATA).uri)
     manifest = read_manifest(payload, "image/jpeg", anchors=trusted_anchors(settings))
     assert manifest is not None
     assert (manifest.state, manifest.signer) == ("trusted", "Shop, Shop creatives")

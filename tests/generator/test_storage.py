@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +17,11 @@ from generator.storage import (
     ImageTampered,
     ImageUnreadable,
     MetadataValue,
-    StoredImage,
     local_path,
     metadata_of,
     read_metadata,
 )
+from tests.generator.stored import put
 
 PROMPT = 'sunlit beach for a "bag" & <b>\x00\u202e emoji 🌊, ünïcode'
 METADATA: dict[str, MetadataValue] = {
@@ -40,10 +39,6 @@ def picture(seed: int = 0) -> Image.Image:
     return Image.fromarray(small).resize((96, 96), Image.Resampling.BICUBIC)
 
 
-def put(store: ImageStore, image: Image.Image, metadata: Mapping[str, MetadataValue]) -> StoredImage:
-    return store.put(store.encode(image, metadata), metadata)
-
-
 def files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
@@ -56,7 +51,7 @@ def test_put_is_content_addressed_labelled_and_idempotent(tmp_path: Path, image_
     (path,) = files(tmp_path)
     payload = path.read_bytes()
     assert hashlib.sha256(payload).hexdigest() == stored.sha256 == path.stem
-    assert len(payload) == stored.n_bytes
+    assert payload == stored.payload
     assert stored.uri == path.as_uri()
     assert stored.media_type == f"image/{image_format}"
     before = path.stat().st_mtime_ns
@@ -142,12 +137,12 @@ def test_a_rendered_creative_is_small_enough_for_a_report(tmp_path: Path) -> Non
     cutout = Image.new("RGBA", (60, 60), (0, 90, 200, 255))
     rendering = ProceduralRenderer().render(cutout, "flower meadow with confetti, centred", seed=1, size_px=512)
     stored = put(ImageStore(str(tmp_path)), rendering.image, metadata_of(rendering.provenance, product_id="p-1"))
-    assert stored.n_bytes <= 80_000
+    assert len(stored.payload) <= 80_000
     assert read_metadata(ImageStore(str(tmp_path)).read(stored.uri))["seed"] == 1
     assert len(ImageStore(str(tmp_path)).thumbnail(stored.uri, 160)) < 12_000
 
 
 def test_a_file_is_kept_in_the_format_that_it_has(tmp_path: Path) -> None:
     as_png = ImageStore(str(tmp_path), image_format="png").encode(picture(), METADATA)
-    stored = ImageStore(str(tmp_path), image_format="jpeg").put(as_png, METADATA)
+    stored = ImageStore(str(tmp_path), image_format="jpeg").prepare(as_png, METADATA)
     assert (stored.uri[-4:], stored.media_type) == (".png", "image/png")

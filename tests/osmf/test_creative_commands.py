@@ -32,6 +32,7 @@ from streams.events import Creative
 from streams.producer import EventProducer
 from streams.settings import StreamSettings
 from streams.tail import Tail
+from tests.generator.stored import put
 
 NOW_MS = time.time_ns() // 1_000_000
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeSynthetic"
@@ -51,7 +52,7 @@ def signed_creative(folder: Path, signing: SigningSettings) -> Path:
     identity = load_identity(signing, now_ms=NOW_MS)
     store = ImageStore(str(folder), signer=None if identity is None else ManifestSigner(identity))
     image = Image.linear_gradient("L").resize((96, 96)).convert("RGB")
-    path = local_path(store.put(store.encode(image, METADATA), METADATA).uri)
+    path = local_path(put(store, image, METADATA).uri)
     assert path is not None
     return path
 

@@ -14,6 +14,7 @@ from generator.manifest import ManifestSigner
 from generator.settings import SigningSettings
 from generator.storage import ImageStore, ImageUnreadable, MetadataValue, local_path
 from osmf.label import read_label
+from tests.generator.stored import put
 
 METADATA: dict[str, MetadataValue] = {
     "creative_id": "gen-1",
@@ -29,7 +30,7 @@ def test_every_change_is_told(tmp_path: Path, image_format: str) -> None:
     assert identity is not None
     store = ImageStore(str(tmp_path), image_format=image_format, signer=ManifestSigner(identity))
     image = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
-    path = local_path(store.put(store.encode(image, METADATA), METADATA).uri)
+    path = local_path(put(store, image, METADATA).uri)
     assert path is not None
     whole = path.read_bytes()
     assert read_label(str(path), anchors=identity.anchors).problems == ()

@@ -1,0 +1,89 @@
+"""The generator worker as a child that can be killed, with an online state of the test's own that goes on meanwhile."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing as mp
+import os
+import time
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from generator.settings import CheckSettings, GeneratorSettings, SigningSettings
+from state.errors import StateMissingError
+from state.reading import open_view
+from state.settings import StateSettings
+from state.store import Store
+from streams.settings import StreamSettings
+
+_FORKS = mp.get_context("forkserver")
+_FORKS.set_forkserver_preload(["online.worker", "generator.worker", "tests.faults.generator", "tests.faults.worker"])
+
+
+def generator_settings(folder: Path) -> GeneratorSettings:
+    """Return settings of small pictures, all below ``folder``; the checks' networks have tests of their own."""
+    return GeneratorSettings(
+        size_px=96,
+        storage_url=str(folder / "creatives"),
+        review_url=str(folder / "review"),
+        state_path=folder / "own",
+        signing=SigningSettings(folder=folder / "signing"),
+        checks=CheckSettings(unsafe=False, portraits=False),
+        models_dir=folder / "models",
+    )
+
+
+@dataclass
+class Generator:
+    """``osmf generator`` without its command line.
+
+    Parameters
+    ----------
+    streams, settings
+        The settings.
+    online
+        Folder of the online state.
+    """
+
+    streams: StreamSettings
+    settings: GeneratorSettings
+    online: Path
+
+    @property
+    def log(self) -> Path:
+        return self.settings.state_path.parent / "generator.log"
+
+    def start(self) -> BaseProcess:
+        process = _FORKS.Process(target=_work, args=(self.streams, self.settings, self.online, self.log), daemon=True)
+        process.start()
+        return process
+
+    def n_consumed(self) -> int:
+        """Return how many messages the generator's state includes; 0 before it is there."""
+        try:
+            with Store(self.settings.state_path, readonly=True) as store, open_view(store) as view:
+                return sum(offset.next_offset for offset in view.offsets().values())
+        except StateMissingError:
+            return 0
+
+
+def _work(streams: StreamSettings, settings: GeneratorSettings, online: Path, log: Path) -> None:
+    from generator.worker import run_generator
+    from online.encoders import HashedImageEncoder
+    from osmf.commands.common import until_signal
+
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
+    logging.getLogger("kafka").setLevel(logging.WARNING)
+    run_generator(
+        streams,
+        settings,
+        StateSettings(path=online, map_size_mib=16),
+        HashedImageEncoder(),
+        now_ms=time.time_ns() // 1_000_000,
+        clock_s=time.monotonic,
+        stop=until_signal().is_set,
+    )
