@@ -11,6 +11,17 @@ from state.records import CreativeRecord, encode_record
 from state.store import ChangeSet, Store, Table
 from streams.events import Creative
 
+DAY_MS = 86_400_000
+
+
+class _Drawn(msgspec.Struct, frozen=True, array_like=True):
+    """How many pictures of a product have been drawn on a day, counted from the Unix epoch."""
+
+    day: int
+    n_images: int
+
+
+_DRAWN = msgspec.msgpack.Decoder(_Drawn)
 _CREATIVE = msgspec.msgpack.Decoder(CreativeRecord)
 _REVIEW = msgspec.msgpack.Decoder(ReviewRecord)
 
@@ -53,11 +64,7 @@ class Inventory:
 
     def find_review(self, product_id: str, creative_id: str, changes: ChangeSet) -> ReviewRecord | None:
         """Return the review of a creative; None where there is none."""
-        key = _key(product_id, creative_id)
-        value = changes.get(Table.REVIEWS, key)
-        if value is None:
-            with self._own.read() as txn:
-                value = txn.get(Table.REVIEWS, key)
+        value = self._get(Table.REVIEWS, _key(product_id, creative_id), changes)
         return None if value is None else _REVIEW.decode(value)
 
     def made(self, product_id: str, changes: ChangeSet) -> list[CreativeRecord]:
@@ -68,6 +75,28 @@ class Inventory:
             *map(_CREATIVE.decode, published),
             *(unpublished_creative(review) for review in reviews if review.status in {"waiting", "rejected"}),
         ]
+
+    def n_drawn(self, product_id: str, at_ms: int, changes: ChangeSet) -> int:
+        """Return how many pictures of a product have been drawn on a day, that of ``at_ms`` or a later one."""
+        drawn = self._drawn(product_id, changes)
+        return drawn.n_images if drawn.day >= at_ms // DAY_MS else 0
+
+    def draw(self, product_id: str, at_ms: int, n_images: int, changes: ChangeSet) -> None:
+        """Add pictures of a product that have been drawn; what comes late counts for the latest day that there was."""
+        day = max(self._drawn(product_id, changes).day, at_ms // DAY_MS)
+        drawn = _Drawn(day, self.n_drawn(product_id, at_ms, changes) + n_images)
+        changes.put(Table.META, _drawn_key(product_id), encode_record(drawn))
+
+    def _drawn(self, product_id: str, changes: ChangeSet) -> _Drawn:
+        value = self._get(Table.META, _drawn_key(product_id), changes)
+        return _Drawn(0, 0) if value is None else _DRAWN.decode(value)
+
+    def _get(self, table: Table, key: bytes, changes: ChangeSet) -> bytes | None:
+        value = changes.get(table, key)
+        if value is None:
+            with self._own.read() as txn:
+                value = txn.get(table, key)
+        return value
 
     def _of_product(self, table: Table, product_id: str, changes: ChangeSet) -> list[bytes]:
         prefix = _key(product_id, "")
@@ -84,6 +113,10 @@ def read_reviews(own: Store, status: ReviewStatus) -> list[ReviewRecord]:
     return sorted(
         (review for review in found if review.status == status), key=lambda r: (r.created_at_ms, r.creative_id)
     )
+
+
+def _drawn_key(product_id: str) -> bytes:
+    return b"drawn" + hashlib.sha256(product_id.encode()).digest()
 
 
 def _key(product_id: str, creative_id: str) -> bytes:

@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from state.records import CreativeRecord
-from streams.events import Creative, CreativeReviewed, DeadLetterReason, GroupsShifted
+from streams.events import Creative, CreativePrior, CreativeReviewed, DeadLetterReason
 
 ReviewStatus = Literal["refused", "waiting", "accepted", "rejected"]
 """Refused by a check; waiting for a person; accepted or rejected by one."""
@@ -21,7 +21,8 @@ class ReviewRecord(msgspec.Struct, frozen=True, array_like=True):
     """A creative that was not simply published: the value of the generator's table of reviews.
 
     ``image_uri`` is its picture among those for review, None where nothing could be drawn. ``reason`` is the
-    check's or the person's. ``expected_ctr`` is that of its prompt when it was proposed.
+    check's or the person's. ``expected_ctr`` is that of its prompt when it was proposed, ``prior`` what is believed of
+    the picture.
     """
 
     creative_id: str
@@ -36,6 +37,8 @@ class ReviewRecord(msgspec.Struct, frozen=True, array_like=True):
     reason: str = ""
     reviewed_by: str | None = None
     reviewed_at_ms: int | None = None
+    prompt_writer: str | None = None
+    prior: CreativePrior | None = None
 
 
 class UnusableReview(ValueError):
@@ -44,30 +47,6 @@ class UnusableReview(ValueError):
     def __init__(self, reason: DeadLetterReason, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
-
-
-def review_of(
-    event: GroupsShifted,
-    group_id: int,
-    creative_id: str,
-    prompt: str,
-    expected_ctr: float,
-    image_uri: str | None,
-    refused: str | None,
-) -> ReviewRecord:
-    """Return the record of a new creative: refused for a reason, or else waiting."""
-    return ReviewRecord(
-        creative_id=creative_id,
-        product_id=event.product_id,
-        group_id=group_id,
-        caused_by=event.event_id,
-        created_at_ms=event.detected_at_ms,
-        prompt=prompt,
-        expected_ctr=expected_ctr,
-        image_uri=image_uri,
-        status="waiting" if refused is None else "refused",
-        reason=refused or "",
-    )
 
 
 def judge(event: CreativeReviewed, record: ReviewRecord | None) -> ReviewRecord | None:
@@ -107,6 +86,8 @@ def accepted_creative(record: ReviewRecord, image_uri: str, image_sha256: str) -
         origin="generated",
         group_id=record.group_id,
         caused_by=record.caused_by,
+        prompt_writer=record.prompt_writer,
+        prior=record.prior,
     )
 
 

@@ -202,6 +202,21 @@ class MllmSettings(BaseModel):
     tiny: TinyMllmSettings = Field(TinyMllmSettings(), description="Sizes of the preset `tiny`.")
 
 
+class RefreshSettings(BaseModel):
+    """When new creatives are worth what they cost. Costs, values and budgets are in one currency of your own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    value_per_click: float = Field(0.1, description="What a click more is worth.", ge=0.0)
+    cost_per_image: float = Field(0.01, description="What a picture costs that is drawn, published or not.", ge=0.0)
+    budget_per_product_day: float = Field(
+        1.0, description="What pictures of a product may cost on one day of event time (UTC).", ge=0.0
+    )
+    horizon_days: float = Field(
+        7.0, description="How long a new creative is reckoned with: days of event time.", gt=0.0, le=365.0
+    )
+
+
 class GeneratorSettings(BaseModel):
     """Settings of the generator."""
 
@@ -271,6 +286,27 @@ class GeneratorSettings(BaseModel):
         "others are read again.",
         ge=1,
     )
+    n_compared: int = Field(
+        6,
+        description="Creatives that a group knows, the most shown ones, with which the reward model compares new ones.",
+        ge=0,
+        le=64,
+    )
+    ctr_spread: float = Field(
+        0.25,
+        description="Standard deviation of the logarithm of the CTRs of a product's creatives in a group: what the "
+        "reward model's word on a new one is measured by.",
+        gt=0.0,
+        le=2.0,
+    )
+    queue_messages: int = Field(
+        64,
+        description="Messages that wait in memory at most; more stay on the broker. Of several shifts of a product "
+        "among them only the latest is worked off.",
+        ge=1,
+        le=10_000,
+    )
+    refresh: RefreshSettings = Field(RefreshSettings(), description="When new creatives are worth what they cost.")
     matting: MattingSettings = Field(MattingSettings(), description="Limits of the cut-outs that are made.")
     signing: SigningSettings = Field(SigningSettings(), description="Who signs published files.")
     checks: CheckSettings = Field(CheckSettings(), description="Limits of the checks before publication.")

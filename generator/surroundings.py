@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
+from generator.comparison import Feature
+from generator.look_alikes import find_look_alikes
+from generator.occasion import Occasion
 from generator.prompt import Prompt, PromptNotUnderstood
-from generator.proposal import LookAlike, Shown, find_look_alikes
 from generator.settings import GeneratorSettings
+from generator.word_posterior import LookAlike, Shown
 from state.reading import StateView
-from state.records import CreativeRecord, ProductRecord
+from state.records import Cell, CreativeRecord, ProductGroups, ProductRecord
 from streams.events import DeadLetterReason, GroupsShifted
+
+N_POINTS = 11
+"""Points of a group feature (Eq. 6)."""
+
+_HOUR_MS = 3_600_000
+_DAY_MS = 24 * _HOUR_MS
 
 _MAX_GROUP_ID = 2**32 - 1
 _MAX_COUNT = 2**53  # a float holds it exactly
@@ -26,11 +37,19 @@ class UnusableShift(ValueError):
 
 @dataclass(frozen=True)
 class Surroundings:
-    """The shifted product, its creatives, and similar groups of other products by the group they are like."""
+    """The shifted product, its creatives, similar groups of other products by the group they are like, and features.
+
+    ``features`` are (11, D), Eq. 6, of the groups that the product has now; ``borrowed_from`` is the product that lent
+    them, until it has users enough of its own. ``impressions_per_day`` are the product's, or of one that has had none
+    those of the average product.
+    """
 
     product: ProductRecord
     creatives: list[CreativeRecord]
     look_alikes: dict[int, list[LookAlike]]
+    features: dict[int, Feature]
+    borrowed_from: str | None
+    impressions_per_day: float
 
 
 def check_numbers(event: GroupsShifted) -> None:
@@ -48,14 +67,14 @@ def check_numbers(event: GroupsShifted) -> None:
 
 
 def look_around(
-    event: GroupsShifted, view: StateView, published: Iterable[CreativeRecord], settings: GeneratorSettings
+    occasion: Occasion, view: StateView, published: Iterable[CreativeRecord], settings: GeneratorSettings
 ) -> Surroundings:
     """Read what is known of a shifted product.
 
     Parameters
     ----------
-    event
-        The shift.
+    occasion
+        Why creatives may be made.
     view
         The online state.
     published
@@ -69,32 +88,65 @@ def look_around(
         The product is not registered.
     """
     products = {record.product_id: record for record in view.products()}
-    product = products.get(event.product_id)
+    product = products.get(occasion.product_id)
     if product is None:
-        raise UnusableShift("unknown_product", f"no product {event.product_id!r} has been registered")
+        raise UnusableShift("unknown_product", f"no product {occasion.product_id!r} has been registered")
     creatives = {record.creative_id: record for record in published}
-    creatives.update((record.creative_id, record) for record in view.creatives(event.product_id))
+    creatives.update((record.creative_id, record) for record in view.creatives(occasion.product_id))
     # Should this shift have been worked off before our state was lost, its creatives must not change the outcome.
     others = [creatives[creative_id] for creative_id in sorted(creatives)]
-    others = [record for record in others if record.caused_by != event.event_id]
-    return Surroundings(product, others, _borrow(event, view, products, settings))
+    others = [record for record in others if record.caused_by != occasion.event_id]
+    groups = view.groups(occasion.product_id)
+    return Surroundings(
+        product,
+        others,
+        {} if groups is None else _borrow(occasion, groups, view, products, settings),
+        {} if groups is None else {group.group_id: _feature(group.feature) for group in groups.groups},
+        None if groups is None else groups.borrowed_from,
+        _impressions_per_day(occasion.product_id, view),
+    )
+
+
+def _impressions_per_day(product_id: str, view: StateView) -> float:
+    own = _rate(view.cells(product_id), view.creatives(product_id))
+    return own if own is not None else (_rate(view.cells(), view.creatives()) or 0.0)
+
+
+def _rate(cells: list[Cell], creatives: list[CreativeRecord]) -> float | None:
+    """Return the impressions of a product a day, on average over the products and over their life."""
+    n_impressions = sum(cell.n_impressions for cell in cells)
+    if not n_impressions:
+        return None
+    shown = {(cell.product_id, cell.creative_id) for cell in cells}
+    since_ms = min(
+        (each.registered_at_ms for each in creatives if (each.product_id, each.creative_id) in shown), default=0
+    )
+    days = max(max(cell.updated_at_ms for cell in cells) - since_ms, _HOUR_MS) / _DAY_MS
+    return n_impressions / days / len({cell.product_id for cell in cells})
+
+
+def _feature(packed: bytes) -> Feature:
+    return np.frombuffer(packed, np.float32).reshape(N_POINTS, -1)
 
 
 def _borrow(
-    event: GroupsShifted, view: StateView, products: dict[str, ProductRecord], settings: GeneratorSettings
+    occasion: Occasion,
+    groups: ProductGroups,
+    view: StateView,
+    products: dict[str, ProductRecord],
+    settings: GeneratorSettings,
 ) -> dict[int, list[LookAlike]]:
-    groups = view.groups(event.product_id)
-    if groups is None or not settings.n_look_alikes:
+    if not settings.n_look_alikes:
         return {}
-    category = products[event.product_id].category
+    category = products[occasion.product_id].category
     others = sorted(
-        (record for record in products.values() if record.product_id != event.product_id),
+        (record for record in products.values() if record.product_id != occasion.product_id),
         key=lambda record: (record.category != category, record.number),
     )[: settings.max_compared_products]
     compared = [found for record in others if (found := view.groups(record.product_id)) is not None]
     shown: dict[str, dict[int, list[Shown]]] = {}
     borrowed: dict[int, list[LookAlike]] = {}
-    for group in event.groups:
+    for group in occasion.groups:
         borrowed[group.group_id] = []
         for product_id, group_id, similarity in find_look_alikes(
             group.group_id, groups, compared, settings.n_look_alikes

@@ -13,45 +13,33 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import msgspec
 
-from generator.certificate import load_identity
-from generator.delivery import Delivery, FileOutbox
+from generator.champion_models import ChampionWatch
+from generator.delivery import FileOutbox
 from generator.inventory import Inventory
 from generator.likeness import ImageFeatures
-from generator.manifest import ManifestSigner
+from generator.occasion import occasion_of_request, occasion_of_shift
 from generator.refresh import Refresher
+from generator.refreshed import HandledOccasion
 from generator.renderer import Renderer
-from generator.renderer_choice import choose_renderer
 from generator.review import UnusableReview, accepted_creative, judge
 from generator.settings import GeneratorSettings
 from generator.storage import ImageStore, ImageTampered, ImageUnreadable, read_metadata
 from generator.surroundings import UnusableShift, check_numbers, look_around
-from state.errors import StateMissingError
-from state.reading import StateReader, open_view
+from state.reading import StateReader
 from state.records import OffsetRecord, OutboxRecord, encode_record, number_key, partition_key
-from state.settings import StateSettings
 from state.store import ChangeSet, Store, Table
 from streams import codec
 from streams.codec import EventDecoder, Undecodable, event_key, event_time_ms
-from streams.consumer import BatchConsumer
-from streams.events import Creative, CreativeReviewed, DeadLetter, GroupsShifted
+from streams.events import Creative, CreativeRequested, CreativeReviewed, DeadLetter, GroupsShifted
 from streams.merge import Message
-from streams.outbox import Outbox
-from streams.producer import EventProducer
 from streams.settings import StreamSettings
 
 log = logging.getLogger(__name__)
-
-POLL_S = 0.5
-STATE_WAIT_S = 0.2
-"""How long to wait before looking again for a state that is not there yet, seconds."""
 
 _HEAD_KEY = b"generator"
 
@@ -73,20 +61,8 @@ class Handled:
     dead_letters: list[DeadLetter] = field(default_factory=list)
 
 
-class MessageSource(Protocol):
-    """Where messages come from; :class:`streams.consumer.BatchConsumer` is one."""
-
-    def poll(self, timeout_s: float) -> list[Message]:
-        """Return the next messages, none when nothing came in time."""
-        ...
-
-    def report(self, offsets: Mapping[tuple[str, int], int]) -> None:
-        """Tell the broker how far we have come."""
-        ...
-
-
 class GeneratorWorker:
-    """Turns messages, shifts and people's verdicts, into change sets.
+    """Turns messages (shifts, requests, people's verdicts) into change sets.
 
     It keeps nothing between messages but a cache of features: what it knows lies in its store.
 
@@ -102,6 +78,8 @@ class GeneratorWorker:
         Draws pictures, and keeps them.
     features
         Tells duplicates.
+    champion
+        Says which models are in use; it is asked before every shift.
 
     Raises
     ------
@@ -118,6 +96,7 @@ class GeneratorWorker:
         renderer: Renderer,
         images: ImageStore,
         features: ImageFeatures,
+        champion: ChampionWatch,
     ) -> None:
         self._topics = streams.topics
         self._settings = settings
@@ -128,11 +107,34 @@ class GeneratorWorker:
         self._decoders = {
             streams.topics.groups_shifted: EventDecoder(GroupsShifted),
             streams.topics.creatives_reviewed: EventDecoder(CreativeReviewed),
+            streams.topics.creatives_requested: EventDecoder(CreativeRequested),
         }
+        self._champion = champion
         self._refresher = Refresher(settings, renderer, images, features)
 
-    def handle(self, message: Message) -> Handled:
-        """Work off one message; nothing has changed yet when this returns."""
+    def latest_shifts(self, messages: Iterable[Message]) -> dict[str, GroupsShifted]:
+        """Return each product's latest usable shift among some messages."""
+        latest: dict[str, GroupsShifted] = {}
+        for message in messages:
+            if message.topic != self._topics.groups_shifted:
+                continue
+            for event in self._decoders[message.topic].decode(message.value):
+                if isinstance(event, GroupsShifted) and _is_usable(event):
+                    before = latest.setdefault(event.product_id, event)
+                    latest[event.product_id] = max(before, event, key=_age)
+        return latest
+
+    def handle(self, message: Message, latest: Mapping[str, GroupsShifted] | None = None) -> Handled:
+        """Work off one message; nothing has changed yet when this returns.
+
+        Parameters
+        ----------
+        message
+            A shift, a request or a verdict.
+        latest
+            The latest shifts of products among the messages that wait, or were read with this one: an older one is not
+            worked off beside it.
+        """
         handled = Handled(ChangeSet())
         with self._own.read() as txn:
             found = txn.get(Table.META, _HEAD_KEY)
@@ -146,11 +148,15 @@ class GeneratorWorker:
                 if isinstance(event, CreativeReviewed):
                     n_duplicates += not self._review(event, handled, head)
                     continue
-                assert isinstance(event, GroupsShifted)
-                if self._is_handled(event, handled.changes):
+                assert isinstance(event, (GroupsShifted, CreativeRequested))
+                if self._is_handled(event.event_id, handled.changes):
                     n_duplicates += 1
-                    continue
-                self._refresh(event, handled, head)
+                elif isinstance(event, CreativeRequested):
+                    self._refresh(event, handled, head)
+                elif (later := (latest or {}).get(event.product_id, event)) is not event and _age(later) > _age(event):
+                    self._supersede(event, later, handled)
+                else:
+                    self._refresh(event, handled, head)
             except (UnusableShift, UnusableReview) as error:
                 payload = event.payload if isinstance(event, Undecodable) else message.value or b""
                 handled.dead_letters.append(_dead_letter(message, row, error, payload))
@@ -166,8 +172,8 @@ class GeneratorWorker:
         self._count(message, len(events), n_duplicates, handled)
         return handled
 
-    def _is_handled(self, event: GroupsShifted, changes: ChangeSet) -> bool:
-        key = _shift_key(event.event_id)
+    def _is_handled(self, event_id: str, changes: ChangeSet) -> bool:
+        key = _shift_key(event_id)
         if changes.has(Table.SHIFTS, key):
             return True
         with self._own.read() as txn:
@@ -190,11 +196,34 @@ class GeneratorWorker:
         )
         handled.changes.put(Table.OFFSETS, key, encode_record(new))
 
-    def _refresh(self, event: GroupsShifted, handled: Handled, head: Head) -> None:
-        check_numbers(event)
+    def _supersede(self, event: GroupsShifted, later: GroupsShifted, handled: Handled) -> None:
+        record = HandledOccasion(
+            event.event_id, event.product_id, event.detected_at_ms, [], superseded_by=later.event_id
+        )
+        handled.changes.put(Table.SHIFTS, _shift_key(event.event_id), encode_record(record))
+        log.info("shift %s: %s of the same product is later and waits too", event.event_id, later.event_id)
+
+    def _refresh(self, event: GroupsShifted | CreativeRequested, handled: Handled, head: Head) -> None:
+        if isinstance(event, GroupsShifted):
+            check_numbers(event)
+        models = self._champion.current()
         with self._online.view() as view:
-            around = look_around(event, view, self._inventory.made(event.product_id, handled.changes), self._settings)
-        refreshed = self._refresher.refresh(event, around, lambda uri: FileOutbox.read(uri, handled.changes))
+            if isinstance(event, GroupsShifted):
+                occasion = occasion_of_shift(event)
+            else:
+                occasion = occasion_of_request(event, view)
+            made = self._inventory.made(event.product_id, handled.changes)
+            around = look_around(occasion, view, made, self._settings)
+        n_drawn = self._inventory.n_drawn(occasion.product_id, occasion.at_ms, handled.changes)
+        refreshed = self._refresher.refresh(
+            occasion,
+            around,
+            lambda uri: FileOutbox.read(uri, handled.changes),
+            models,
+            spent=n_drawn * self._settings.refresh.cost_per_image,
+        )
+        if refreshed.n_drawn:
+            self._inventory.draw(occasion.product_id, occasion.at_ms, refreshed.n_drawn, handled.changes)
         FileOutbox.add(refreshed.files, handled.changes)
         for creative in refreshed.creatives:
             self._publish(creative, handled, head)
@@ -227,6 +256,18 @@ class GeneratorWorker:
         head.n_published += 1
 
 
+def _is_usable(event: GroupsShifted) -> bool:
+    try:
+        check_numbers(event)
+    except UnusableShift:
+        return False
+    return True
+
+
+def _age(event: GroupsShifted) -> tuple[int, str]:
+    return event.detected_at_ms, event.event_id
+
+
 def _place(message: Message, row: int) -> str:
     return f"{message.topic}-{message.partition}-{message.offset}-{row}"
 
@@ -245,144 +286,3 @@ def _dead_letter(message: Message, row: int, error: UnusableShift | UnusableRevi
 
 def _shift_key(event_id: str) -> bytes:
     return hashlib.sha256(event_id.encode()).digest()  # an id of 200 characters can be longer than an LMDB key
-
-
-def work(
-    worker: GeneratorWorker,
-    source: MessageSource,
-    own: Store,
-    delivery: Delivery,
-    *,
-    clock_s: Callable[[], float],
-    stop: Callable[[], bool],
-    until_idle_s: float | None = None,
-    on_emitted: Callable[[Creative], None] = lambda _: None,
-) -> None:
-    """Work off messages until told to stop: handle, commit, write, send; see `run_generator`."""
-    queue: deque[Message] = deque()
-    last_s = clock_s()
-
-    def is_idle() -> bool:
-        return until_idle_s is not None and clock_s() - last_s >= until_idle_s
-
-    while not stop():
-        delivery.deliver()  # also what an earlier run, a full disk or a broker that was away has left
-        if delivery.is_stuck:
-            if is_idle():
-                break
-            time.sleep(POLL_S)
-            continue
-        if not queue:
-            queue += source.poll(POLL_S)
-            if not queue and is_idle():
-                break
-            continue
-        message = queue.popleft()
-        handled = worker.handle(message)
-        delivery.clear(handled.changes)
-        own.commit(handled.changes)
-        delivery.deliver()
-        source.report({(message.topic, message.partition): message.offset + 1})
-        for creative in handled.creatives:
-            on_emitted(creative)
-        last_s = clock_s()
-    delivery.settle()
-
-
-def run_generator(
-    streams: StreamSettings,
-    generator: GeneratorSettings,
-    state: StateSettings,
-    features: ImageFeatures,
-    *,
-    now_ms: int,
-    clock_s: Callable[[], float],
-    stop: Callable[[], bool],
-    until_idle_s: float | None = None,
-    on_emitted: Callable[[Creative], None] = lambda _: None,
-    sleep: Callable[[float], object] = time.sleep,
-) -> None:
-    """Consume shifts and verdicts and publish creatives until told to stop.
-
-    Parameters
-    ----------
-    streams, generator
-        The settings.
-    state
-        Where the online state lies; it is only read, and waited for where it is not there yet.
-    features
-        Tells duplicates: a frozen image encoder.
-    now_ms
-        The time, for a development certificate that is made, milliseconds since the Unix epoch.
-    clock_s
-        A monotonic clock, seconds.
-    stop
-        Asked between shifts.
-    until_idle_s
-        Stop by itself when nothing has come for this long; None: go on.
-    on_emitted
-        Told of every creative once it is committed and was handed to the broker.
-    sleep
-        Waits some seconds for the online state.
-
-    Raises
-    ------
-    streams.errors.TopicsMissingError
-        The broker has no topic of shifts or of verdicts.
-    generator.weights.WeightsMissing
-        A package that a check needs is not there.
-    generator.certificate.CertificateRefused, generator.manifest.ManifestRefused
-        The certificate cannot be used.
-    state.errors.StateLockedError
-        Another generator uses the same ``generator.state_path``.
-    generator.renderer.RendererUnavailable
-        The renderer that the settings name cannot be had.
-    """
-    streams = streams.model_copy(update={"consumer_group": generator.consumer_group})
-    renderer = choose_renderer(generator)  # before anything is opened: weights may be missing
-    identity = load_identity(generator.signing, now_ms=now_ms)
-    images = ImageStore.of(generator, None if identity is None else ManifestSigner(identity))
-    topics = [streams.topics.groups_shifted, streams.topics.creatives_reviewed]
-    with (
-        Store(generator.state_path, map_size_mib=state.map_size_mib, sync=state.sync) as own,
-        EventProducer(streams, client_id="osmf-generator") as producer,
-    ):
-        delivery = Delivery(own, Outbox(own, producer, streams.outbox_events))
-        delivery.deliver()
-        online = _await_state(state, clock_s, stop, until_idle_s, sleep)
-        if online is None:
-            return
-        with open_view(own) as view:
-            offsets = {partition: record.next_offset for partition, record in view.offsets().items()}
-        with online, BatchConsumer(streams, topics, offsets, clock_s) as consumer:
-            worker = GeneratorWorker(streams, generator, online, own, renderer, images, features)
-            work(
-                worker,
-                consumer,
-                own,
-                delivery,
-                clock_s=clock_s,
-                stop=stop,
-                until_idle_s=until_idle_s,
-                on_emitted=on_emitted,
-            )
-
-
-def _await_state(
-    state: StateSettings,
-    clock_s: Callable[[], float],
-    stop: Callable[[], bool],
-    until_idle_s: float | None,
-    sleep: Callable[[float], object],
-) -> StateReader | None:
-    """Open the online state for reading once it is there; None when told to stop, or idle for too long."""
-    started_s = clock_s()
-    while not stop():
-        try:
-            return StateReader(state.path, map_size_mib=state.map_size_mib)
-        except StateMissingError as error:
-            if until_idle_s is not None and clock_s() - started_s >= until_idle_s:
-                log.warning("%s", error)
-                return None
-        sleep(STATE_WAIT_S)
-    return None

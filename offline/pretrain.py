@@ -7,11 +7,10 @@ processes under `torchrun`.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import httpx
 import numpy as np
@@ -20,9 +19,10 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from generator.instructions import INSTRUCTIONS, Task
+from generator.instructions import Task
 from generator.mllm import Floats, GroupMllm, MllmInput
 from generator.prompt import is_well_formed
+from generator.prompt_writer import on_white, picture_side_px, prompt_request
 from generator.settings import MllmSettings
 from generator.storage import open_image
 from offline.pretrain_rows import PretrainRow, make_rows
@@ -31,10 +31,6 @@ from offline.settings import PretrainSettings
 from offline.teacher import EndpointTeacher, GrammarTeacher, PromptTeacher
 
 log = logging.getLogger(__name__)
-
-_OVERSAMPLING: Final = 2
-"""How much larger than the vision tower's input a picture is kept: the processor does the last step, as it does for
-pictures that come whole."""
 
 
 class Pictures:
@@ -53,9 +49,7 @@ class Pictures:
     @classmethod
     def of(cls, mllm: GroupMllm) -> Pictures:
         """Return a store of pictures as large as a model can make use of."""
-        config = mllm.model.config
-        side_px = mllm.processor.patch_size * math.isqrt(config.image_seq_length)
-        return cls(_OVERSAMPLING * side_px)
+        return cls(picture_side_px(mllm))
 
     def get(self, uri: str) -> Image.Image:
         """Return a picture, RGB.
@@ -66,9 +60,7 @@ class Pictures:
             If it cannot be read.
         """
         if uri not in self._kept:
-            image = open_image(uri).convert("RGBA")
-            image.thumbnail((self._side_px, self._side_px))
-            self._kept[uri] = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+            self._kept[uri] = on_white(open_image(uri), self._side_px)
         return self._kept[uri]
 
     def input_of(self, row: PretrainRow) -> MllmInput:
@@ -206,11 +198,8 @@ def prompt_input(
     product: ProductSource, group_feature: Floats | None, pictures: Pictures, *, wording: int = 0
 ) -> MllmInput:
     """Return what asks the G-MLLM for a prompt for a group of a product; without a feature, for all of its users."""
-    instruction = INSTRUCTIONS[Task.PROMPT_GENERATION][wording].fill(
-        title=product.title, group=group_feature is not None
-    )
-    images = () if product.picture_uri is None else (pictures.get(product.picture_uri),)
-    return MllmInput(instruction, images, group_feature)
+    picture = None if product.picture_uri is None else pictures.get(product.picture_uri)
+    return prompt_request(product.title, picture, group_feature, wording=wording)
 
 
 def sample_products(sources: Sequence[ProductSource], *, n_groups: int, seed: int) -> list[ProductSource]:

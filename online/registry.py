@@ -180,6 +180,8 @@ class Registry:
             event.created_at_ms,
             now_ms,
             self._image().encode(image, event.creative_id).tobytes(),
+            1.0 if event.prior is None else event.prior.relative_ctr,
+            0.0 if event.prior is None else event.prior.n_impressions,
         )
         self._add_creative(record)
         changes.put(Table.CREATIVES, creative_key(*key), encode_record(record))

@@ -12,7 +12,7 @@ from online.assignment import Assigner
 from online.ctr import ShrunkCtr, shrink
 from online.expectation import group_ctrs, read_relative_ctrs
 from online.settings import OnlineSettings
-from serving.policy import Arm, Floats, arm_of, best_chances
+from serving.policy import Arm, Floats, add_prior, arm_of, best_chances
 from serving.settings import ServingSettings
 from state.reading import StateReader, StateView
 from state.records import ProductRecord
@@ -144,6 +144,10 @@ class DecisionService:
                 impressions[row[cell.group_id], position] = cell.live_impressions
                 clicks[row[cell.group_id], position] = cell.live_clicks
         for_all = shrink(*total, given_product=True)
+        for creative in creatives:
+            if creative.prior_impressions and creative.group_id in row:
+                place = row[creative.group_id], column[creative.creative_id]
+                add_prior(impressions, clicks, place, creative, product_ctr=for_all.product_ctr)
         numbers = [creative.number for creative in creatives]
         relative = read_relative_ctrs(view, product.product_id, product.category, list(row), numbers)
         chances = self._chances(group_ctrs(for_all, impressions, clicks, relative, distinct=groups.distinct))

@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from state.records import CreativeRecord
+
 Floats = npt.NDArray[np.float64]
 
 Arm = Literal["group", "all"]
@@ -40,6 +42,33 @@ def best_chances(
     best = draws.argmax(axis=2)  # (n_draws, G)
     chances = np.stack([np.bincount(best[:, group], minlength=n_creatives) for group in range(n_groups)]) / n_draws
     return np.asarray((1 - explore_share) * chances + explore_share / n_creatives)
+
+
+def add_prior(
+    n_impressions: Floats, n_clicks: Floats, place: tuple[int, int], creative: CreativeRecord, *, product_ctr: float
+) -> None:
+    """Count what is believed of a new creative as impressions and clicks of the group that it was made for, in place.
+
+    Clicks are those of the group's other creatives, or of the product where it has seen none, times what is believed
+    of its CTR relative to them. Impressions that are really had weigh as much each, so the belief fades behind them.
+
+    Parameters
+    ----------
+    n_impressions, n_clicks
+        Counts, (G, C).
+    place
+        The group's row and the creative's column.
+    creative
+        The creative, with its prior.
+    product_ctr
+        The product's CTR.
+    """
+    group, column = place
+    n_others = float(n_impressions[group].sum() - n_impressions[group, column])
+    n_others_clicked = float(n_clicks[group].sum() - n_clicks[group, column])
+    ctr = (n_others_clicked + product_ctr) / (n_others + 1.0)
+    n_impressions[place] += creative.prior_impressions
+    n_clicks[place] += creative.prior_impressions * min(ctr * creative.prior_relative_ctr, 1.0)
 
 
 def arm_of(experiment: str, user_id: str) -> Arm:

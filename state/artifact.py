@@ -182,6 +182,20 @@ class ArtifactStore:
             return None
         return Artifact(path, _read_manifest(path, content, kind, version))
 
+    def named(self, name: str) -> Artifact | None:
+        """Return the artifact of a name such as ``gaip/v000001``, or None where it does not exist or is not complete.
+
+        Raises
+        ------
+        ArtifactNameError
+            If it is no such name.
+        """
+        kind, _, version = name.partition("/")
+        match = _VERSION.fullmatch(version)
+        if match is None or not _KIND.fullmatch(kind):
+            raise ArtifactNameError("an artifact's name", name, "a kind and a version, such as gaip/v000001")
+        return self.get(kind, int(match[1]))
+
     def latest(self, kind: str) -> Artifact | None:
         """Return the newest complete version, or None where there is none.
 

@@ -47,7 +47,11 @@ class ProductRecord(msgspec.Struct, frozen=True, array_like=True):
 
 
 class CreativeRecord(msgspec.Struct, frozen=True, array_like=True):
-    """A registered creative; ``image_features`` is float32 (D_image,), ``number`` as for products."""
+    """A registered creative; ``image_features`` is float32 (D_image,), ``number`` as for products.
+
+    ``prior_impressions`` is what a reward model's word on it is worth in the group that it was made for, and
+    ``prior_relative_ctr`` that word: its CTR relative to the group's other creatives.
+    """
 
     number: int
     creative_id: str
@@ -61,6 +65,8 @@ class CreativeRecord(msgspec.Struct, frozen=True, array_like=True):
     created_at_ms: int
     registered_at_ms: int
     image_features: bytes
+    prior_relative_ctr: float = 1.0
+    prior_impressions: float = 0.0
 
 
 class ImpressionRecord(msgspec.Struct, array_like=True):

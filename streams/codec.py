@@ -18,6 +18,7 @@ from streams.events import (
     ClickRetracted,
     Correction,
     Creative,
+    CreativeRequested,
     CreativeReviewed,
     DeadLetter,
     DeadLetterReason,
@@ -169,6 +170,7 @@ def event_topics(topics: TopicSettings) -> dict[type[Event], str]:
         Product: topics.products,
         Creative: topics.creatives,
         CreativeReviewed: topics.creatives_reviewed,
+        CreativeRequested: topics.creatives_requested,
         GroupsShifted: topics.groups_shifted,
         DeadLetter: topics.dead_letters,
     }
@@ -202,6 +204,8 @@ def event_time_ms(event: Event) -> int:
             return event.created_at_ms
         case CreativeReviewed():
             return event.reviewed_at_ms
+        case CreativeRequested():
+            return event.requested_at_ms
         case GroupsShifted():
             return event.detected_at_ms
         case DeadLetter():

@@ -129,11 +129,23 @@ class Product(msgspec.Struct, frozen=True, kw_only=True):
         _check_id_bytes(self, "product_id")
 
 
+class CreativePrior(msgspec.Struct, frozen=True, kw_only=True):
+    """What is believed of a creative before anybody has seen it, in the group that it was made for.
+
+    Its CTR relative to that of the group's other creatives, worth ``n_impressions``; ``reward_model`` is who says so.
+    """
+
+    relative_ctr: Annotated[float, msgspec.Meta(gt=0.0, le=100.0)]
+    n_impressions: Annotated[float, msgspec.Meta(ge=0.0, le=1e6)]
+    reward_model: str
+
+
 class Creative(msgspec.Struct, frozen=True, kw_only=True):
     """An image that may be shown for a product.
 
-    ``prompt`` is what it was drawn from, ``group_id`` the group it was made for and ``caused_by``
-    the id of the event that asked for it; all are absent for a picture that people made.
+    ``prompt`` is what it was drawn from, ``prompt_writer`` who wrote that (a G-MLLM, or the grammar), ``group_id`` the
+    group it was made for, ``caused_by`` the id of the event that asked for it and ``prior`` what is believed of it
+    there; all are absent for a picture that people made.
     """
 
     creative_id: Id
@@ -145,6 +157,8 @@ class Creative(msgspec.Struct, frozen=True, kw_only=True):
     origin: Literal["catalogue", "generated"] = "catalogue"
     group_id: GroupId | None = None
     caused_by: Id | None = None
+    prompt_writer: str | None = None
+    prior: CreativePrior | None = None
     schema_version: SchemaVersion = 1
 
     def __post_init__(self) -> None:
@@ -173,6 +187,30 @@ class CreativeReviewed(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         """Check what a schema cannot: the ids' bytes."""
         _check_id_bytes(self, "creative_id", "product_id")
+
+
+RequestCause = Literal["person", "fatigue", "new_product", "new_group"]
+"""Why creatives are asked for: a person wants them, the best one wears out, or a product or a group is new."""
+
+
+class CreativeRequested(msgspec.Struct, frozen=True, kw_only=True):
+    """New creatives are asked for: for one group of a product, or for all of them.
+
+    ``requested_by`` names the person or the process. A person's request is carried out whatever it costs.
+    """
+
+    event_id: Id
+    product_id: Id
+    requested_by: Id
+    requested_at_ms: TimeMs
+    group_id: GroupId | None = None
+    cause: RequestCause = "person"
+    reason: Annotated[str, msgspec.Meta(max_length=2000)] = ""
+    schema_version: SchemaVersion = 1
+
+    def __post_init__(self) -> None:
+        """Check what a schema cannot: the product's id is the key of the message."""
+        _check_id_bytes(self, "product_id")
 
 
 class ProfileEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -286,6 +324,7 @@ Event = (
     | Product
     | Creative
     | CreativeReviewed
+    | CreativeRequested
     | GroupsShifted
     | DeadLetter
 )

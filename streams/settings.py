@@ -24,6 +24,9 @@ class TopicSettings(BaseModel):
         "osmf.creatives-reviewed",
         description="Topic of people's verdicts on creatives that wait (in to the generator).",
     )
+    creatives_requested: str = Field(
+        "osmf.creatives-requested", description="Topic of requests for new creatives (in to the generator)."
+    )
     groups_shifted: str = Field("osmf.groups-shifted", description="Topic of shifts (out), keyed by product.")
     dead_letters: str = Field("osmf.dead-letters", description="Topic of events that could not be used (out).")
 

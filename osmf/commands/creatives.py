@@ -12,7 +12,7 @@ from osmf.commands.common import Json, command_settings, fail, show
 
 if TYPE_CHECKING:
     from generator.review import ReviewRecord, ReviewStatus
-    from streams.events import Verdict
+    from streams.events import Event, Verdict
 
 creative = typer.Typer(
     name="creative", help="Creatives: their labels, and what people say of them.", no_args_is_help=True
@@ -70,6 +70,52 @@ def reject(creative_id: CreativeId, reason: Reason = "", by: By = None) -> None:
     _decide(creative_id, "rejected", reason, by)
 
 
+@creative.command("request")
+def request_creatives(
+    product_id: Annotated[str, typer.Argument(metavar="PRODUCT", help="Id of a product.")],
+    group: Annotated[int | None, typer.Option(min=0, help="One of its groups; default: all of them.")] = None,
+    reason: Reason = "",
+    by: By = None,
+) -> None:
+    """Ask for new creatives of a product, whatever they cost: the generator makes them, now or when it next runs."""
+    import hashlib
+
+    from streams.events import CreativeRequested
+
+    _check_group(product_id, group)
+    requested_by, now_ms = by or getpass.getuser(), time.time_ns() // 1_000_000
+    digest = hashlib.sha256(f"{product_id}|{group}|{requested_by}|{now_ms}".encode()).hexdigest()
+    event = CreativeRequested(
+        event_id=f"request-{digest[:24]}",
+        product_id=product_id,
+        requested_by=requested_by,
+        requested_at_ms=now_ms,
+        group_id=group,
+        reason=reason,
+    )
+    _send(event, f"nothing was asked for {product_id}")
+    of_what = product_id if group is None else f"group {group} of {product_id}"
+    typer.echo(f"{event.event_id}: creatives for {of_what}; a running `osmf generator` makes them, or the next one")
+
+
+def _check_group(product_id: str, group: int | None) -> None:
+    """Refuse a product or a group that the online state does not have."""
+    from state.errors import StateError
+    from state.reading import StateReader
+
+    try:
+        with StateReader(command_settings().state.path) as reader, reader.view() as view:
+            if product_id not in {product.product_id for product in view.products()}:
+                raise fail(f"no product {product_id!r} has been registered; nothing was asked for")
+            groups = view.groups(product_id)
+    except StateError as error:
+        raise fail(error) from error
+    known = [] if groups is None else [each.group_id for each in groups.groups]
+    if not known or group not in {None, *known}:
+        has = f"has the groups {', '.join(map(str, known))}" if known else "has no groups yet"
+        raise fail(f"product {product_id!r} {has}; nothing was asked for")
+
+
 def _list(status: ReviewStatus, json: str | None) -> None:
     from osmf.review_queue import review_figures, review_table
 
@@ -78,10 +124,7 @@ def _list(status: ReviewStatus, json: str | None) -> None:
 
 
 def _decide(creative_id: str, verdict: Verdict, reason: str, by: str | None) -> None:
-    from kafka.errors import KafkaError
-
     from streams.events import CreativeReviewed
-    from streams.producer import EventProducer, SendError
 
     waiting = {review.creative_id: review for review in _reviews("waiting")}
     if creative_id not in waiting:
@@ -96,15 +139,23 @@ def _decide(creative_id: str, verdict: Verdict, reason: str, by: str | None) -> 
         reviewed_at_ms=time.time_ns() // 1_000_000,
         reason=reason,
     )
+    _send(event, f"{creative_id} still waits")
+    typer.echo(
+        f"{creative_id} is {verdict}; a running `osmf generator` carries it out now, or the next one that starts"
+    )
+
+
+def _send(event: Event, otherwise: str) -> None:
+    from kafka.errors import KafkaError
+
+    from streams.producer import EventProducer, SendError
+
     try:
         with EventProducer(command_settings().streams, client_id="osmf-creative") as producer:
             producer.send(event)
             producer.flush()
     except (SendError, KafkaError) as error:
-        raise fail(f"the verdict could not be sent ({error.__cause__ or error}): {creative_id} still waits") from error
-    typer.echo(
-        f"{creative_id} is {verdict}; a running `osmf generator` carries it out now, or the next one that starts"
-    )
+        raise fail(f"the event could not be sent ({error.__cause__ or error}): {otherwise}") from error
 
 
 def _reviews(status: ReviewStatus) -> list[ReviewRecord]:

@@ -94,9 +94,9 @@ def generator(
 
     from generator.certificate import CertificateRefused
     from generator.manifest import ManifestRefused
+    from generator.process import run_generator
     from generator.renderer import RendererUnavailable
     from generator.weights import WeightsMissing
-    from generator.worker import run_generator
     from online.encoders import EncoderMissingError, likeness_encoder
     from state.errors import StateError
     from streams.errors import ConsumerError

@@ -18,13 +18,14 @@ from state.store import Store
 from streams.settings import StreamSettings
 
 _FORKS = mp.get_context("forkserver")
-_FORKS.set_forkserver_preload(["online.worker", "generator.worker", "tests.faults.generator", "tests.faults.worker"])
+_FORKS.set_forkserver_preload(["online.worker", "generator.process", "tests.faults.generator", "tests.faults.worker"])
 
 
-def generator_settings(folder: Path) -> GeneratorSettings:
+def generator_settings(folder: Path, queue_messages: int) -> GeneratorSettings:
     """Return settings of small pictures, all below ``folder``; the checks' networks have tests of their own."""
     return GeneratorSettings(
         size_px=96,
+        queue_messages=queue_messages,
         storage_url=str(folder / "creatives"),
         review_url=str(folder / "review"),
         state_path=folder / "own",
@@ -69,7 +70,7 @@ class Generator:
 
 
 def _work(streams: StreamSettings, settings: GeneratorSettings, online: Path, log: Path) -> None:
-    from generator.worker import run_generator
+    from generator.process import run_generator
     from online.encoders import HashedImageEncoder
     from osmf.commands.common import until_signal
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -12,15 +13,18 @@ import msgspec
 import numpy as np
 from PIL import Image, ImageDraw
 
+from generator.champion import ChampionPointer
+from generator.champion_models import ChampionWatch, Loader, load_models
 from generator.delivery import Delivery
 from generator.inventory import read_reviews
 from generator.procedural import ProceduralRenderer
+from generator.process import work
 from generator.prompt import VOCABULARY, Prompt
-from generator.refresh import HandledShift
+from generator.refreshed import HandledOccasion
 from generator.review import ReviewRecord, ReviewStatus
 from generator.settings import GeneratorSettings
 from generator.storage import FileSigner, ImageStore, local_path, read_bytes
-from generator.worker import GeneratorWorker, Handled, work
+from generator.worker import GeneratorWorker, Handled
 from online.encoders import HashedImageEncoder
 from state.reading import StateReader
 from state.records import (
@@ -37,13 +41,17 @@ from state.records import (
     partition_key,
 )
 from state.store import ChangeSet, Store, Table
+from streams.codec import encode
 from streams.events import (
     Creative,
     CreativeCtr,
+    CreativeRequested,
+    CreativeReviewed,
     DeadLetter,
     GroupsShifted,
     ProfileEntry,
     ShiftedGroup,
+    Verdict,
 )
 from streams.merge import Message
 from streams.outbox import Outbox
@@ -144,7 +152,9 @@ def picture(path: Path) -> str:
     return path.as_uri()
 
 
-def write_online_state(folder: Path, cutout_uri: str | None, title: str = "Red kettle") -> None:
+def write_online_state(
+    folder: Path, cutout_uri: str | None, title: str = "Red kettle", borrowed_from: str | None = None
+) -> None:
     """Write what the online process would have: three products with creatives, groups and cells."""
     changes = ChangeSet()
     for number, (product_id, uri) in enumerate({"p-1": cutout_uri, "p-2": cutout_uri, "bare": None}.items()):
@@ -154,7 +164,7 @@ def write_online_state(folder: Path, cutout_uri: str | None, title: str = "Red k
         for group_id in range(2):
             feature = np.full((11, 4), group_id, np.float32).tobytes()
             groups.append(GroupRecord(group_id, 0.5, 50, feature, [], 0))
-        record = ProductGroups(product_id, 1, groups, 2, {}, None, True, 0, [], {})
+        record = ProductGroups(product_id, 1, groups, 2, {}, None, True, 0, [], {}, borrowed_from)
         changes.put(Table.GROUPS, product_id.encode(), encode_record(record))
         for i in range(3):
             creative_id = f"{product_id}-c{i}"
@@ -168,6 +178,27 @@ def write_online_state(folder: Path, cutout_uri: str | None, title: str = "Red k
         store.commit(changes)
 
 
+def verdict(creative_id: str, word: Verdict, **changed: object) -> bytes:
+    event = CreativeReviewed(
+        creative_id=creative_id,
+        product_id="p-1",
+        verdict=word,
+        reviewed_by="ann",
+        reviewed_at_ms=60_000,
+        reason="as I like it",
+    )
+    return encode(msgspec.structs.replace(event, **changed))
+
+
+REVIEWS = STREAMS.topics.creatives_reviewed
+REQUESTS = STREAMS.topics.creatives_requested
+
+
+def request(event_id: str = "request-1", **changed: object) -> bytes:
+    event = CreativeRequested(event_id=event_id, product_id="p-1", requested_by="ann", requested_at_ms=70_000)
+    return encode(msgspec.structs.replace(event, **changed))
+
+
 class Bench:
     """An online state, a broker's log and a generator that can be killed and started again."""
 
@@ -176,6 +207,8 @@ class Bench:
         self.folder = folder
         self.settings = settings
         self.producer = FakeProducer()
+        self.pointer = ChampionPointer(settings.models_dir)
+        self.load: Loader = partial(load_models, settings.models_dir, settings.mllm)
         self.online = StateReader(folder / "state")
 
     def start(
@@ -209,10 +242,10 @@ class Bench:
             )
         return emitted
 
-    def move_online_state(self, title: str) -> None:
-        """Let the online process go on, to another title."""
+    def move_online_state(self, title: str, borrowed_from: str | None = None) -> None:
+        """Let the online process go on, to another title or other groups."""
         self.online.close()
-        write_online_state(self.folder / "state", (self.folder / "cutout.png").as_uri(), title)
+        write_online_state(self.folder / "state", (self.folder / "cutout.png").as_uri(), title, borrowed_from)
         self.online = StateReader(self.folder / "state")
 
     def delivery(self, own: Store) -> Delivery:
@@ -220,8 +253,9 @@ class Bench:
 
     def worker(self, own: Store) -> GeneratorWorker:
         images = ImageStore.of(self.settings, self.signer)
+        champion = ChampionWatch(self.pointer, self.load)
         return GeneratorWorker(
-            STREAMS, self.settings, self.online, own, ProceduralRenderer(), images, HashedImageEncoder()
+            STREAMS, self.settings, self.online, own, ProceduralRenderer(), images, HashedImageEncoder(), champion
         )
 
     def handle(self, *payloads: bytes) -> list[Handled]:
@@ -248,11 +282,11 @@ class Bench:
         with Store(self.settings.state_path, map_size_mib=16) as own:
             return read_reviews(own, status)
 
-    def record(self, event_id: str = "shift-1") -> HandledShift:
+    def record(self, event_id: str = "shift-1") -> HandledOccasion:
         with Store(self.settings.state_path, map_size_mib=16) as own, own.read() as txn:
             value = txn.get(Table.SHIFTS, hashlib.sha256(event_id.encode()).digest())
         assert value is not None
-        return msgspec.msgpack.decode(value, type=HandledShift)
+        return msgspec.msgpack.decode(value, type=HandledOccasion)
 
     def files(self) -> set[str]:
         return {path.stem for path in (self.folder / "creatives").rglob("*.jpg")}

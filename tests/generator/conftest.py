@@ -80,6 +80,7 @@ def make_bench(tmp_path: Path, signer: FileSigner) -> Iterator[Callable[..., Ben
             storage_url=str(folder / "creatives"),
             review_url=str(folder / "review"),
             state_path=folder / "own",
+            models_dir=folder / "models",
             **{"checks": CheckSettings(**CHECKS), **changed},
         )
         benches.append(Bench(folder, settings, signer))

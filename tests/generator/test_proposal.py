@@ -10,18 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from generator.look_alikes import find_look_alikes
+from generator.occasion import occasion_of_shift
 from generator.prompt import VOCABULARY, Prompt
-from generator.proposal import (
-    LookAlike,
-    Proposal,
-    Shown,
-    draw_words,
-    find_look_alikes,
-    profile_in_words,
-    propose,
-    word_posteriors,
-    words_of,
-)
+from generator.proposal import GRAMMAR, Proposal, draw_words, profile_in_words, propose, words_of
+from generator.word_posterior import LookAlike, Shown, word_posteriors
 from state.records import GroupRecord, ProductGroups
 from streams.events import CreativeCtr, GroupsShifted, ProfileEntry, ShiftedGroup
 
@@ -77,15 +70,23 @@ def shift(ctrs: Mapping[int, Mapping[str, float]], *, n: int = 400, event_id: st
     )
 
 
-def proposals_of(event: GroupsShifted, *, n: int = 4, exploration: float = 0.25) -> dict[int, list[Proposal]]:
+def proposals_of(
+    event: GroupsShifted,
+    *,
+    n: int = 4,
+    exploration: float = 0.25,
+    written: Mapping[int, Sequence[Prompt]] | None = None,
+) -> dict[int, list[Proposal]]:
     return propose(
-        event,
+        occasion_of_shift(event),
         TITLE,
         PROMPTS,
         {},
         group_ids=[group.group_id for group in event.groups],
         n_candidates=n,
         exploration=exploration,
+        written=written,
+        writer="mllm/v000001",
     )
 
 
@@ -196,6 +197,19 @@ def test_reasons_name_the_profile_and_the_evidence() -> None:
     assert [word.effect for word in reasons.words] == sorted((w.effect for w in reasons.words), reverse=True)
     assert {word.slot for word in reasons.words} == set(VOCABULARY)
     assert profile_in_words([]) == "no distinctive trait"
+
+
+def test_what_is_written_is_proposed_unless_it_is_there_already_and_drawn_words_fill_up() -> None:
+    new = [prompt_of(scene=scene, prop="confetti", light="golden hour") for scene in VOCABULARY["scene"]][:3]
+    there = PROMPTS["c3"]
+    assert there is not None
+    written = {0: [there, new[0], new[0]], 1: [new[0], new[1], new[2]]}
+    found = proposals_of(shift({0: {}, 1: {}}), n=2, written=written)
+    writers = [{each.prompt: each.writer for each in of_group} for of_group in found.values()]
+    assert writers[0].pop(new[0]) == "mllm/v000001"
+    assert list(writers[0].values()) == [GRAMMAR]
+    assert writers[1] == {new[1]: "mllm/v000001", new[2]: "mllm/v000001"}
+    assert all(each.deviation > 0 for of_group in found.values() for each in of_group)
 
 
 def test_creatives_without_a_prompt_say_nothing_about_words() -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from generator.process import run_generator, work
 from generator.prompt import Prompt
 from generator.settings import CheckSettings, GeneratorSettings, SigningSettings
-from generator.worker import run_generator, work
 from online.encoders import HashedImageEncoder
 from state.errors import StateLockedError
 from state.records import (
@@ -82,7 +82,7 @@ def test_no_event_is_sent_while_its_file_cannot_be_written(
     payloads = [encode(shift()), encode(shift("shift-2", "p-2"))]
     with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", full_disk)
-        patched.setattr("generator.worker.POLL_S", 0.0)
+        patched.setattr("generator.process.POLL_S", 0.0)
         bench.start(payloads)
     assert not bench.producer.log
     assert bench.counts().next_offset == 1  # nothing further is decided before it can be kept
@@ -131,12 +131,13 @@ def test_it_runs_over_a_broker_and_waits_for_the_online_state(tmp_path: Path) ->
         storage_url=str(tmp_path / "creatives"),
         review_url=str(tmp_path / "review"),
         state_path=tmp_path / "own",
+        models_dir=tmp_path / "models",
         signing=SigningSettings(folder=tmp_path / "signing"),
         checks=CheckSettings(**CHECKS),
     )
     state = StateSettings(path=tmp_path / "state", map_size_mib=16)
     topics = STREAMS.topics
-    names = [topics.groups_shifted, topics.creatives_reviewed, topics.creatives, topics.dead_letters]
+    names = topics.model_dump().values()
     with LocalBroker(dict.fromkeys(names, 1), log_path=tmp_path / "broker.log") as broker:
         streams = StreamSettings(bootstrap_servers=broker.bootstrap_servers, linger_ms=20)
         with EventProducer(streams, client_id="test") as producer:

@@ -12,26 +12,7 @@ from state.records import (
 )
 from state.store import ChangeSet, Store
 from streams.codec import encode
-from streams.events import (
-    CreativeReviewed,
-    Verdict,
-)
-from tests.generator.bench import STREAMS, Killed, MakeBench, shift, stem_of
-
-
-def verdict(creative_id: str, word: Verdict, **changed: object) -> bytes:
-    event = CreativeReviewed(
-        creative_id=creative_id,
-        product_id="p-1",
-        verdict=word,
-        reviewed_by="ann",
-        reviewed_at_ms=60_000,
-        reason="as I like it",
-    )
-    return encode(msgspec.structs.replace(event, **changed))
-
-
-REVIEWS = STREAMS.topics.creatives_reviewed
+from tests.generator.bench import REVIEWS, Killed, MakeBench, shift, stem_of, verdict
 
 
 def test_in_manual_mode_a_creative_waits_until_a_person_accepts_it(make_bench: MakeBench) -> None:

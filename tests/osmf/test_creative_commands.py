@@ -28,7 +28,7 @@ from state.records import encode_record
 from state.settings import StateSettings
 from state.store import ChangeSet, Store, Table
 from streams.broker import LocalBroker
-from streams.events import Creative
+from streams.events import Creative, CreativeRequested
 from streams.producer import EventProducer
 from streams.settings import StreamSettings
 from streams.tail import Tail
@@ -182,9 +182,9 @@ def test_only_what_waits_can_be_accepted(here: Path, creative_id: str) -> None:
 
 @pytest.mark.broker
 def test_a_creative_is_accepted_while_the_generator_runs(tmp_path: Path) -> None:
-    from generator.worker import run_generator
+    from generator.process import run_generator
     from online.encoders import HashedImageEncoder
-    from tests.generator.test_worker import picture, shift, write_online_state
+    from tests.generator.bench import picture, shift, write_online_state
 
     generator = GeneratorSettings(
         size_px=96,
@@ -256,3 +256,32 @@ def _until(look: Callable[[], list[Any]], n: int) -> list[Any]:
         assert time.monotonic() < deadline_s, found
         time.sleep(0.1)
     return found
+
+
+@pytest.mark.broker
+def test_creatives_are_asked_for(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.generator.bench import write_online_state
+
+    write_online_state(here / "out/state", None)
+    monkeypatch.setenv("OSMF_STATE__PATH", str(here / "out/state"))
+    refused = [
+        (["nobody"], "no product 'nobody' has been registered"),
+        (["p-1", "--group", "7"], "product 'p-1' has the groups 0, 1; nothing was asked for"),
+    ]
+    for arguments, said in refused:
+        result = CliRunner().invoke(app, ["creative", "request", *arguments])
+        assert result.exit_code == 1
+        assert said in result.output
+    topics = StreamSettings().topics
+    with LocalBroker({topics.creatives_requested: 1}, log_path=here / "broker.log") as broker:
+        monkeypatch.setenv("OSMF_STREAMS__BOOTSTRAP_SERVERS", broker.bootstrap_servers)
+        arguments = ["p-1", "--group", "1", "--reason", "summer", "--by", "ann"]
+        result = CliRunner().invoke(app, ["creative", "request", *arguments])
+        assert result.exit_code == 0, result.output
+        with Tail(
+            StreamSettings(bootstrap_servers=broker.bootstrap_servers), topics.creatives_requested, CreativeRequested
+        ) as tail:
+            (event,) = tail.poll(3_000)
+    assert (event.product_id, event.group_id, event.reason) == ("p-1", 1, "summer")
+    assert (event.requested_by, event.cause) == ("ann", "person")
+    assert event.event_id in result.output

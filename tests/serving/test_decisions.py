@@ -22,8 +22,9 @@ from serving.decisions import (
 from serving.policy import arm_of
 from serving.settings import ServingSettings
 from state.reading import StateReader, open_view
-from state.records import ClusteringRecord, cell_key, encode_cell, encode_record
+from state.records import ClusteringRecord, cell_key, creative_key, encode_cell, encode_record
 from state.store import ChangeSet, Store, Table
+from tests.serving.conftest import State
 
 BEST = {"old": "a", "young": "d"}
 OF_ARM = {arm: [f"v{n}" for n in range(2_000) if arm_of("groups", f"v{n}") == arm] for arm in ("group", "all")}
@@ -244,3 +245,39 @@ def test_a_product_whose_encoder_version_is_gone_is_served_as_one_that_is_not_gr
     assert {(decision.group_id, decision.arm) for decision in split} == {(None, None)}
     assert len({decision.p_shown for decision in split}) > 1  # as often as it is the best for all
     assert same.group_id is not None
+
+
+def test_a_prior_moves_its_own_group_and_no_other(state: State, settings: ServingSettings, tmp_path: Path) -> None:
+    users = OF_ARM["group"]
+
+    def share_of_c(relative_ctr: float, n_impressions: float) -> dict[str, float]:
+        path = tmp_path / f"{relative_ctr}-{n_impressions}"
+        copytree(state.path, path)
+        with Store(path, map_size_mib=32) as store:
+            with open_view(store) as view:
+                creatives = {creative.creative_id: creative for creative in view.creatives("split")}
+            given = msgspec.structs.replace(
+                creatives["c"],
+                group_id=old_group,
+                prior_relative_ctr=relative_ctr,
+                prior_impressions=n_impressions,
+            )
+            changes = ChangeSet()
+            changes.put(Table.CREATIVES, creative_key("split", "c"), encode_record(given))
+            store.commit(changes)
+        with StateReader(path) as reader:
+            service = DecisionService(reader, state.online, settings, impressions_topic="osmf.impressions")
+            service.refresh()
+            decisions = {age: service.decide_many([ask(user, age=age) for user in users]) for age in BEST}
+        return {
+            age: float(np.mean([decision.creative_id == "c" for decision in of_age]))
+            for age, of_age in decisions.items()
+        }
+
+    with StateReader(state.path) as reader:
+        service = DecisionService(reader, state.online, settings, impressions_topic="osmf.impressions")
+        service.refresh()
+        old_group = service.decide_many([ask(users[0])])[0].group_id
+    without, with_prior = share_of_c(1.0, 0.0), share_of_c(20.0, 50_000.0)
+    assert with_prior["old"] > 0.7 > 0.2 > without["old"]
+    assert with_prior["young"] == pytest.approx(without["young"], abs=0.1)

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.policy import ARMS, arm_of, best_chances
+from serving.policy import ARMS, add_prior, arm_of, best_chances
+from state.records import CreativeRecord
 
 counts = st.lists(st.tuples(st.integers(0, 500), st.integers(0, 10_000)), min_size=1, max_size=8)
 
@@ -73,3 +74,27 @@ def test_a_user_stays_in_an_arm_and_experiments_split_independently() -> None:
     second = [arm_of("two", user) for user in users]
     both = sum(a == b for a, b in zip(first, second, strict=True))
     assert both == pytest.approx(2_000, abs=200)
+
+
+@pytest.mark.parametrize(
+    ("others", "ctr"),
+    [((1_000.0, 50.0), 0.05), ((0.0, 0.0), 0.08)],
+    ids=["of the group's other creatives", "of the product where the group has seen none"],
+)
+def test_a_prior_counts_as_impressions_at_the_ctr(others: tuple[float, float], ctr: float) -> None:
+    creative = CreativeRecord(2, "new", "p", None, None, None, "generated", 1, "shift-1", 0, 0, b"", 1.5, 80.0)
+    impressions, clicks = np.zeros((2, 2)), np.zeros((2, 2))
+    impressions[1, 0], clicks[1, 0] = others
+    impressions[1, 1], clicks[1, 1] = 10.0, 1.0  # what it has really had is no part of the CTR that it is measured by
+    add_prior(impressions, clicks, (1, 1), creative, product_ctr=0.08)
+    assert impressions[1, 1] == 90.0
+    assert clicks[1, 1] == pytest.approx(1.0 + 80.0 * 1.5 * ctr, rel=0.001)
+    assert not impressions[0].any()
+    assert (impressions[1, 0], clicks[1, 0]) == others
+
+
+def test_a_prior_never_has_more_clicks_than_impressions() -> None:
+    creative = CreativeRecord(2, "new", "p", None, None, None, "generated", 0, "shift-1", 0, 0, b"", 90.0, 80.0)
+    impressions, clicks = np.array([[100.0, 0.0]]), np.array([[60.0, 0.0]])
+    add_prior(impressions, clicks, (0, 1), creative, product_ctr=0.08)
+    assert clicks[0, 1] == impressions[0, 1] == 80.0
