@@ -19,7 +19,8 @@ _PULL_IMPRESSIONS = 100.0
 class Occasion:
     """A reason to make creatives: the event that gives it, and the product's groups with what they click.
 
-    ``wanted`` are the groups that it is about, None all of them. A person's request is not weighed against its cost.
+    ``borrowed_from`` is the product that has lent the groups, until there are users enough of the product's own.
+    ``wanted`` is the group that it is about, None all of them. A person's request is not weighed against its cost.
     """
 
     event_id: str
@@ -27,6 +28,7 @@ class Occasion:
     at_ms: int
     cause: Cause
     groups: list[ShiftedGroup]
+    borrowed_from: str | None = None
     wanted: int | None = None
 
     @property
@@ -35,9 +37,9 @@ class Occasion:
         return self.cause == "person"
 
 
-def occasion_of_shift(event: GroupsShifted) -> Occasion:
+def occasion_of_shift(event: GroupsShifted, borrowed_from: str | None = None) -> Occasion:
     """Return a shift as an occasion: counts are those since the change."""
-    return Occasion(event.event_id, event.product_id, event.detected_at_ms, "shift", event.groups)
+    return Occasion(event.event_id, event.product_id, event.detected_at_ms, "shift", event.groups, borrowed_from)
 
 
 def occasion_of_request(event: CreativeRequested, view: StateView) -> Occasion:
@@ -47,7 +49,15 @@ def occasion_of_request(event: CreativeRequested, view: StateView) -> Occasion:
     for cell in view.cells(event.product_id):
         cells.setdefault(cell.group_id, []).append(cell)
     found = [] if groups is None else [_group(group, cells.get(group.group_id, [])) for group in groups.groups]
-    return Occasion(event.event_id, event.product_id, event.requested_at_ms, event.cause, found, event.group_id)
+    return Occasion(
+        event.event_id,
+        event.product_id,
+        event.requested_at_ms,
+        event.cause,
+        found,
+        None if groups is None else groups.borrowed_from,
+        event.group_id,
+    )
 
 
 def _group(group: GroupRecord, cells: list[Cell]) -> ShiftedGroup:

@@ -55,6 +55,7 @@ def work(
     own: Store,
     delivery: Delivery,
     *,
+    watch_s: float,
     clock_s: Callable[[], float],
     stop: Callable[[], bool],
     until_idle_s: float | None = None,
@@ -63,7 +64,7 @@ def work(
     """Work off messages until told to stop: handle, commit, write, send; see `run_generator`."""
     queue: deque[Message] = deque()
     latest: dict[str, GroupsShifted] = {}
-    last_s = clock_s()
+    last_s = watched_s = clock_s()
 
     def is_idle() -> bool:
         return until_idle_s is not None and clock_s() - last_s >= until_idle_s
@@ -81,6 +82,9 @@ def work(
             latest = worker.latest_shifts(queue)
             if not queue and is_idle():
                 break
+            if not queue and clock_s() - watched_s >= watch_s:
+                own.commit(worker.watch())
+                watched_s = clock_s()
             continue
         message = queue.popleft()
         handled = worker.handle(message, latest)
@@ -175,6 +179,7 @@ def run_generator(
                 consumer,
                 own,
                 delivery,
+                watch_s=generator.watch.interval_s,
                 clock_s=clock_s,
                 stop=stop,
                 until_idle_s=until_idle_s,

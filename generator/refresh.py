@@ -97,7 +97,7 @@ class Refresher:
             occasion.at_ms,
             groups,
             occasion.cause,
-            borrowed_from=around.borrowed_from,
+            borrowed_from=occasion.borrowed_from,
         )
         refreshed = Refreshed(record)
         decisions = self._weigh(occasion, around, groups, models, spent)

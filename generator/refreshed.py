@@ -76,6 +76,8 @@ def metadata_for(
         group_id=proposal.group_id,
         caused_by=occasion.event_id,
         prompt_writer=proposal.writer,
+        groups_borrowed_from=occasion.borrowed_from,
+        lent_share=proposal.reasons.lent_share,
     )
 
 

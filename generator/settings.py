@@ -217,6 +217,22 @@ class RefreshSettings(BaseModel):
     )
 
 
+class WatchSettings(BaseModel):
+    """What the generator looks for in the online state, besides the shifts that it is told of."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    causes: tuple[Literal["fatigue", "new_product", "new_group"], ...] = Field(
+        ("fatigue", "new_product"),
+        description="What asks for creatives: `fatigue`: a group's best creative wears out; `new_product`: a product "
+        "is shown by borrowed groups; `new_group`: a group is born beside older ones. Each is weighed like a shift.",
+    )
+    interval_s: float = Field(60.0, description="How often it looks, seconds of the clock.", gt=0.0)
+    min_impressions: int = Field(
+        500, description="Impressions, live and for life, from which a creative can be found to wear out.", ge=1
+    )
+
+
 class GeneratorSettings(BaseModel):
     """Settings of the generator."""
 
@@ -306,6 +322,7 @@ class GeneratorSettings(BaseModel):
         ge=1,
         le=10_000,
     )
+    watch: WatchSettings = Field(WatchSettings(), description="What asks for creatives besides shifts.")
     refresh: RefreshSettings = Field(RefreshSettings(), description="When new creatives are worth what they cost.")
     matting: MattingSettings = Field(MattingSettings(), description="Limits of the cut-outs that are made.")
     signing: SigningSettings = Field(SigningSettings(), description="Who signs published files.")

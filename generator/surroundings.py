@@ -39,16 +39,14 @@ class UnusableShift(ValueError):
 class Surroundings:
     """The shifted product, its creatives, similar groups of other products by the group they are like, and features.
 
-    ``features`` are (11, D), Eq. 6, of the groups that the product has now; ``borrowed_from`` is the product that lent
-    them, until it has users enough of its own. ``impressions_per_day`` are the product's, or of one that has had none
-    those of the average product.
+    ``features`` are (11, D), Eq. 6, of the groups that the product has now. ``impressions_per_day`` are the product's,
+    or of one that has had none those of the average product.
     """
 
     product: ProductRecord
     creatives: list[CreativeRecord]
     look_alikes: dict[int, list[LookAlike]]
     features: dict[int, Feature]
-    borrowed_from: str | None
     impressions_per_day: float
 
 
@@ -102,7 +100,6 @@ def look_around(
         others,
         {} if groups is None else _borrow(occasion, groups, view, products, settings),
         {} if groups is None else {group.group_id: _feature(group.feature) for group in groups.groups},
-        None if groups is None else groups.borrowed_from,
         _impressions_per_day(occasion.product_id, view),
     )
 

@@ -30,7 +30,9 @@ _SPREADS: Final = (0.1, 0.2, 0.4, 0.8)  # standard deviations of a word's effect
 _TYPICAL_SPREAD: Final = 0.4  # a word moves a CTR by a factor of 1.5: where the evidence does not say otherwise
 _SPREAD_OF_LOG: Final = 0.7
 _LENT: Final = (0.1, 0.3, 1.0)  # shares of the look-alikes' impressions that are tried
+_LENT_UNSEEN: Final = 0.3  # of them, where a group has clicked nothing yet that could speak for or against it
 _MIN_GAIN_NATS: Final = 1.0  # what borrowing must add to the log evidence of the group's own clicks
+_UNSEEN_BASE: Final = float(np.log(0.05 / 0.95))  # a CTR of 5%, where nobody knows better
 _BASE_SPREAD: Final = 0.5  # of a group's base rate about its mean CTR, in logits
 
 
@@ -112,7 +114,8 @@ def word_posteriors(
     Binomial counts, effects normal around zero; posteriors by Laplace's method. The spread of the effects is that
     under which the counts of all groups together are most probable. Look-alikes make a power prior: their impressions
     count by similarity times a share, and the share is that under which the group's own clicks are most probable; it
-    is 0 unless that is better by 1 nat, because after a change of tastes those who were alike need not be.
+    is 0 unless that is better by 1 nat, because after a change of tastes those who were alike need not be. Of a group
+    that has seen nothing, as those of a new product, it is 0.3.
 
     Parameters
     ----------
@@ -143,12 +146,17 @@ def word_posteriors(
         best = own_fit(group_id, zero, eye / spread**2)
         lent, needed = 0.0, best[2] + _MIN_GAIN_NATS
         others = [(_rows(other.shown), other.similarity) for other in look_alikes.get(group_id, ())]
+        bases = [rows.base[0] for rows, _ in others if rows.n_impressions.sum()]
+        unseen_base = float(np.mean(bases)) if bases else _UNSEEN_BASE
+        if others and not own.n_impressions.sum():
+            best, lent = own_fit(group_id, *_lent_prior(others, _LENT_UNSEEN, eye / spread**2)), _LENT_UNSEEN
+            others = []
         for share in _LENT if others else ():
             mean, precision = _lent_prior(others, share, eye / spread**2)
             fit = own_fit(group_id, mean, precision)
             if fit[2] > needed:
                 best, lent, needed = fit, share, fit[2]
-        base = own.base[0] if len(own.base) else _logit(0.5)
+        base = own.base[0] if own.n_impressions.sum() else unseen_base
         mode = best[0].copy()
         mode[0] += base
         covariance = np.asarray(np.linalg.inv(best[1]), dtype=np.float64)

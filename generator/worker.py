@@ -30,6 +30,7 @@ from generator.review import UnusableReview, accepted_creative, judge
 from generator.settings import GeneratorSettings
 from generator.storage import ImageStore, ImageTampered, ImageUnreadable, read_metadata
 from generator.surroundings import UnusableShift, check_numbers, look_around
+from generator.watch import find_requests
 from state.reading import StateReader
 from state.records import OffsetRecord, OutboxRecord, encode_record, number_key, partition_key
 from state.store import ChangeSet, Store, Table
@@ -136,9 +137,7 @@ class GeneratorWorker:
             worked off beside it.
         """
         handled = Handled(ChangeSet())
-        with self._own.read() as txn:
-            found = txn.get(Table.META, _HEAD_KEY)
-        head = Head() if found is None else msgspec.msgpack.decode(found, type=Head)
+        head = self._head()
         events = self._decoders[message.topic].decode(message.value)
         n_duplicates = 0
         for row, event in enumerate(events):
@@ -161,16 +160,39 @@ class GeneratorWorker:
                 payload = event.payload if isinstance(event, Undecodable) else message.value or b""
                 handled.dead_letters.append(_dead_letter(message, row, error, payload))
                 log.warning("%s: dead-lettered: %s: %s", _place(message, row), error.reason, error)
-        outbound: list[tuple[str, Creative | DeadLetter]] = []
-        outbound += [(self._topics.creatives, creative) for creative in handled.creatives]
-        outbound += [(self._topics.dead_letters, letter) for letter in handled.dead_letters]
-        for topic, item in outbound:
-            head.n_outbox += 1
-            record = OutboxRecord(topic, event_key(item), event_time_ms(item), codec.encode(item))
-            handled.changes.put(Table.OUTBOX, number_key(head.n_outbox), encode_record(record))
+        for creative in handled.creatives:
+            self._put_out(self._topics.creatives, creative, head, handled.changes)
+        for letter in handled.dead_letters:
+            self._put_out(self._topics.dead_letters, letter, head, handled.changes)
         handled.changes.put(Table.META, _HEAD_KEY, encode_record(head))
         self._count(message, len(events), n_duplicates, handled)
         return handled
+
+    def watch(self) -> ChangeSet:
+        """Return what is to be committed so that all is asked for that the online state asks for by itself."""
+        changes = ChangeSet()
+        with self._online.view() as view:
+            found = find_requests(view, self._settings.watch, lambda event_id: self._is_handled(event_id, changes))
+        if found:
+            head = self._head()
+            for request in found:
+                log.info(
+                    "%s: %s of product %s: %s", request.event_id, request.cause, request.product_id, request.reason
+                )
+                self._put_out(self._topics.creatives_requested, request, head, changes)
+            changes.put(Table.META, _HEAD_KEY, encode_record(head))
+        return changes
+
+    def _head(self) -> Head:
+        with self._own.read() as txn:
+            found = txn.get(Table.META, _HEAD_KEY)
+        return Head() if found is None else msgspec.msgpack.decode(found, type=Head)
+
+    @staticmethod
+    def _put_out(topic: str, event: Creative | DeadLetter | CreativeRequested, head: Head, changes: ChangeSet) -> None:
+        head.n_outbox += 1
+        record = OutboxRecord(topic, event_key(event), event_time_ms(event), codec.encode(event))
+        changes.put(Table.OUTBOX, number_key(head.n_outbox), encode_record(record))
 
     def _is_handled(self, event_id: str, changes: ChangeSet) -> bool:
         key = _shift_key(event_id)
@@ -209,7 +231,8 @@ class GeneratorWorker:
         models = self._champion.current()
         with self._online.view() as view:
             if isinstance(event, GroupsShifted):
-                occasion = occasion_of_shift(event)
+                groups = view.groups(event.product_id)
+                occasion = occasion_of_shift(event, None if groups is None else groups.borrowed_from)
             else:
                 occasion = occasion_of_request(event, view)
             made = self._inventory.made(event.product_id, handled.changes)

@@ -216,6 +216,7 @@ class Bench:
         payloads: list[bytes],
         *,
         topic: str = STREAMS.topics.groups_shifted,
+        until_idle_s: float = 1.0,
         commit: Callable[[Store, ChangeSet], None] = Store.commit,
     ) -> list[Creative]:
         """Run a worker over the partition until it is idle, from where the last one has committed."""
@@ -235,9 +236,10 @@ class Bench:
                 FakeConsumer(payloads, self.offset(own, topic).next_offset, topic),
                 own,
                 self.delivery(own),
+                watch_s=self.settings.watch.interval_s,
                 clock_s=lambda: float(next(now_s)),
                 stop=lambda: False,
-                until_idle_s=1.0,
+                until_idle_s=until_idle_s,
                 on_emitted=emitted.append,
             )
         return emitted

@@ -249,6 +249,18 @@ def groups_of(product_id: str, centroids: Sequence[Sequence[float]], *, version:
     return ProductGroups(product_id, version, records, len(records), {}, None, True, 0, [], {})
 
 
+def test_a_group_that_has_seen_nothing_starts_from_its_look_alikes() -> None:
+    liked = varied(2).scene
+    alike = {0: [LookAlike(0.9, full_table({liked: 1.2}, 2_000))]}
+    lent, alone = word_posteriors({0: []}, alike)[0], word_posteriors({0: []}, {})[0]
+    assert (lent.lent_share, alone.lent_share) == (0.3, 0.0)
+    assert lent.effect("scene", liked).effect > 0.3 > 0.0 == alone.effect("scene", liked).effect
+    words = words_of(varied(2))
+    assert alone.expected_ctr(words) == pytest.approx(0.05)
+    assert lent.expected_ctr(words) > alone.expected_ctr(words)
+    assert lent.deviation(words) < alone.deviation(words)
+
+
 def test_look_alikes_are_alike_in_what_sets_them_apart() -> None:
     own = groups_of("p-1", [[10, 1, 0], [10, -1, 0]])
     others = [

@@ -110,6 +110,7 @@ def test_stop_is_asked_between_shifts(make_bench: MakeBench) -> None:
             FakeConsumer(payloads, 0),
             own,
             bench.delivery(own),
+            watch_s=60.0,
             clock_s=lambda: 0.0,
             stop=lambda: bool(bench.producer.log),
         )
