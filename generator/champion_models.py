@@ -31,13 +31,15 @@ class ChampionUnusable(RuntimeError):
 class ChampionModels:
     """A champion's models: who writes prompts, who ranks pictures, and how far the latter is to be believed.
 
-    ``r`` is the correlation of the scorer's scores with log-CTRs, at least (`generator.prior.correlation`).
+    ``r`` is the correlation of the scorer's scores with log-CTRs, at least (`generator.prior.correlation`), and
+    ``feature_shape`` that of the group features that both read.
     """
 
     champion: Champion
     writer: PromptWriter
     scorer: CreativeScorer
     r: float
+    feature_shape: tuple[int, int]
 
 
 Loader = Callable[[Champion], ChampionModels]
@@ -123,6 +125,7 @@ def load_models(models_dir: Path, settings: MllmSettings, champion: Champion) ->
         PromptWriter(writer, champion.mllm, settings),
         GrmScorer(judge, champion.grm),
         correlation(champion.grm_accuracy, champion.n_grm_pairs),
+        (writer.model.config.group_n_points, writer.model.config.group_width),
     )
 
 

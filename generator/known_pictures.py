@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from generator.likeness import ImageFeatures, LikenessIndex, Vector
 from generator.storage import ImageTampered, ImageUnreadable
@@ -17,7 +17,7 @@ from state.records import CreativeRecord
 log = logging.getLogger(__name__)
 
 BAD_PICTURE: Final = (
-    *(ImageUnreadable, ImageTampered, Image.DecompressionBombError, Image.UnidentifiedImageError),
+    *(ImageUnreadable, ImageTampered, Image.DecompressionBombError, UnidentifiedImageError),
     *(ImportError, ValueError),
 )
 """What reading somebody's picture may raise; ImportError and ValueError come from a URL of an unknown scheme."""

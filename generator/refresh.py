@@ -100,6 +100,7 @@ class Refresher:
             borrowed_from=occasion.borrowed_from,
         )
         refreshed = Refreshed(record)
+        models = _that_read(around, models)
         decisions = self._weigh(occasion, around, groups, models, spent)
         wanted = [group_id for group_id, decision in decisions.items() if decision.refused is None]
         if not wanted:
@@ -257,7 +258,7 @@ class Refresher:
             n_wanted = self._settings.n_published - n_chosen if judge is None else len(waiting)
             batch, waiting = waiting[:n_wanted], waiting[n_wanted:]
             drawn = self._check(occasion, cutout, batch, existing, candidates, refreshed)
-            for picture in drawn if judge is None else judge.ranked(drawn):
+            for picture in drawn if judge is None else _ranked(judge, drawn):
                 if n_chosen == self._settings.n_published:
                     candidates.append(Candidate(picture.proposal, None, None, picture.log_odds))
                     continue
@@ -379,3 +380,24 @@ class Refresher:
         if uri is None:
             raise ImageUnreadable(f"the picture of product {product_id!r}", "the product has none")
         return self._matting.cut_out(open_image(uri))
+
+
+def _that_read(around: Surroundings, models: ChampionModels | None) -> ChampionModels | None:
+    """Return the models if they read the product's group features: these may have another width than they know."""
+    shapes = {feature.shape for feature in around.features.values()}
+    if models is None or shapes <= {models.feature_shape}:
+        return models
+    log.error(
+        "the champion %s reads group features of %s, those of product %s have %s (online.model.d_model): the grammar "
+        "writes its prompts",
+        *(models.writer.name, models.feature_shape, around.product.product_id, sorted(shapes)),
+    )
+    return None
+
+
+def _ranked(judge: GroupJudge, drawn: list[Drawn]) -> list[Drawn]:
+    try:
+        return judge.ranked(drawn)
+    except scorers.ScoresUnusable as error:
+        log.error("%s The CTR expected of the words ranks.", error)
+        return drawn

@@ -14,11 +14,8 @@ from generator.prompt import Prompt, PromptNotUnderstood
 from generator.settings import GeneratorSettings
 from generator.word_posterior import LookAlike, Shown
 from state.reading import StateView
-from state.records import Cell, CreativeRecord, ProductGroups, ProductRecord
+from state.records import N_FEATURE_POINTS, Cell, CreativeRecord, ProductGroups, ProductRecord
 from streams.events import DeadLetterReason, GroupsShifted
-
-N_POINTS = 11
-"""Points of a group feature (Eq. 6)."""
 
 _HOUR_MS = 3_600_000
 _DAY_MS = 24 * _HOUR_MS
@@ -123,7 +120,7 @@ def _rate(cells: list[Cell], creatives: list[CreativeRecord]) -> float | None:
 
 
 def _feature(packed: bytes) -> Feature:
-    return np.frombuffer(packed, np.float32).reshape(N_POINTS, -1)
+    return np.frombuffer(packed, np.float32).reshape(N_FEATURE_POINTS, -1)
 
 
 def _borrow(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from generator.settings import CheckSettings, GeneratorSettings, SigningSettings
+from generator.settings import CheckSettings, GeneratorSettings, RefreshSettings, SigningSettings
 from state.errors import StateMissingError
 from state.reading import open_view
 from state.settings import StateSettings
@@ -25,6 +25,7 @@ def generator_settings(folder: Path, queue_messages: int) -> GeneratorSettings:
     """Return settings of small pictures, all below ``folder``; the checks' networks have tests of their own."""
     return GeneratorSettings(
         size_px=96,
+        refresh=RefreshSettings(budget_per_product_day=1e6),
         queue_messages=queue_messages,
         storage_url=str(folder / "creatives"),
         review_url=str(folder / "review"),

@@ -38,8 +38,8 @@ pytestmark = [pytest.mark.broker, pytest.mark.timeout(900)]
 SEED = 20_261_129
 N_GROUPS = 2
 PRODUCTS = ("p-1", "p-2")
-QUEUE_MESSAGES = 2
-"""Few, so that few shifts are superseded before they have led to anything."""
+QUEUE_MESSAGES = 4
+"""Few, so that many shifts lead to something before a later one of their product is seen."""
 
 
 def shifts(n: int) -> list[GroupsShifted]:
@@ -229,4 +229,4 @@ def test_kills_of_the_generator_lose_nothing_and_double_nothing(tmp_path: Path) 
 
 @pytest.mark.slow
 def test_fifty_kills_of_the_generator_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
-    kill_at_random(tmp_path, n_shifts=60, n_kills=50)
+    kill_at_random(tmp_path, n_shifts=100, n_kills=50)

@@ -59,10 +59,10 @@ class Brighter:
         return (levels - levels.mean()) / 20.0
 
 
-def promote(bench: Bench, prompts: Sequence[Prompt], r: float = 0.5) -> Writes:
+def promote(bench: Bench, prompts: Sequence[Prompt], scorer: Any = None, shape: tuple[int, int] = (11, 4)) -> Writes:
     """Let a champion write these prompts for every group."""
     writer: Any = Writes(prompts)
-    bench.load = lambda champion: ChampionModels(champion, writer, Brighter(), r)
+    bench.load = lambda champion: ChampionModels(champion, writer, scorer or Brighter(), 0.5, shape)
     bench.pointer.move(CHAMPION)
     return writer
 
@@ -145,3 +145,27 @@ def test_what_waits_for_a_person_keeps_its_prior_and_writer(make_bench: MakeBenc
     assert review.prompt_writer == CHAMPION.mllm
     (creative,) = bench.start([verdict(review.creative_id, "accepted")], topic=REVIEWS)
     assert creative.prompt_writer == CHAMPION.mllm
+
+
+def test_a_champion_that_reads_other_features_is_not_asked(
+    make_bench: MakeBench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = make_bench()
+    writer = promote(bench, [prompt(BRIGHT)], shape=(11, 128))
+    emitted = bench.start([encode(shift())])
+    assert {creative.prompt_writer for creative in emitted} == {GRAMMAR}
+    assert writer.asked == []
+    assert "reads group features of (11, 128), those of product p-1 have [(11, 4)]" in caplog.text
+
+
+def test_scores_that_rank_nothing_stop_nothing(make_bench: MakeBench, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Brighter):
+        def score_many(self, audience: Audience, candidates: Sequence[Picture]) -> Floats:
+            return np.full(len(candidates), np.nan)
+
+    bench = make_bench()
+    promote(bench, [prompt(BRIGHT)], scorer=Broken())
+    emitted = bench.start([encode(shift())])
+    assert len(emitted) == 2
+    assert {creative.prior for creative in emitted} == {None}
+    assert "grm/v000002 gave the scores" in caplog.text
