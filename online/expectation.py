@@ -155,11 +155,20 @@ class Expectations:
         self._changed_slopes: dict[bytes, None] = {}
 
     def put(
-        self, product_id: str, group_ids: list[int], creatives: list[int], log_relative: npt.NDArray[np.float32]
+        self,
+        product_id: str,
+        group_ids: list[int],
+        creatives: list[int],
+        log_relative: npt.NDArray[np.float32],
+        n_impressions: int,
     ) -> None:
-        """Set what is expected of a product's groups, (G, C); see `expected_log_relative`."""
-        self._products[product_id] = ExpectationRecord(group_ids, creatives, log_relative.tobytes())
+        """Set what is expected of a product's groups, (G, C), after ``n_impressions``; see `expected_log_relative`."""
+        self._products[product_id] = ExpectationRecord(group_ids, creatives, log_relative.tobytes(), n_impressions)
         self._changed_products[product_id] = None
+
+    def n_impressions(self) -> dict[str, int]:
+        """Return after how many of its impressions the model was last asked about each resident product."""
+        return {product_id: expected.n_impressions for product_id, expected in self._products.items()}
 
     def creatives(self, product_id: str) -> list[int]:
         """Return the creatives, by registration number, of which anything is expected."""

@@ -340,6 +340,10 @@ class Grouping:
         product.groups = msgspec.structs.replace(product.groups, successors=successors)
         self._changed_groups[product_id] = None
 
+    def n_seen(self, product_id: str) -> int:
+        """Return how many impressions of a product have been observed."""
+        return self._products[product_id].clustering.n_seen
+
     def sample(self, product_id: str, n_users: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
         """Return some users of a product, (U, N), and the places of their groups among the product's, (U,)."""
         return self._products[product_id].sample(n_users)

@@ -23,7 +23,7 @@ from online.mismatch import WeightsMismatchError
 from online.model import FlatParameters, ImageSide, PreferenceModel, TitleSide, weight_decays
 from online.relevance import AttributeSearch, Finding
 from online.replay import Replay, pack_rows, unpack_rows
-from online.rows import Candidates, LabelledRows, Rows
+from online.rows import Audience, Candidates, LabelledRows, Rows
 from online.settings import ModelSettings, UserSpace
 from online.warm_up import ValueWarmUp
 from state.records import number_key, split_number_key
@@ -173,16 +173,29 @@ class PreferenceLearner:
             logits, preference = self._preferences(model, rows, creatives_of)
         return np.asarray(torch.sigmoid(logits).numpy(), np.float32), np.asarray(preference.numpy(), np.float32)
 
-    def expect_many(
-        self, product: int, attributes: npt.NDArray[np.uint8], creatives: npt.NDArray[np.int64]
-    ) -> Predictions:
-        """Return the probability that users, (U, N), click each of a product's creatives, (U, C)."""
-        n_users, model = len(attributes), self._average_model
+    def expect_many(self, audiences: Sequence[Audience]) -> list[Predictions]:
+        """Return the probability that the users of each audience click each of its product's creatives, (U, C) each.
+
+        Those of all products go through the model together: what little one has takes as long by itself.
+        """
+        if not audiences:
+            return []
+        model = self._average_model
+        numbers = np.array([audience.product for audience in audiences])
+        n_users = [len(audience.attributes) for audience in audiences]
+        n_creatives = [len(audience.creatives) for audience in audiences]
         with torch.inference_mode():
-            users = Rows(np.full(n_users, product), np.full(n_users, creatives[0]), attributes)
-            titles, _, e_ut = self._users(model, users)
-            logits = model.cross(e_ut, titles, model.images(self._bank.images(creatives)))
-            return np.asarray(torch.sigmoid(logits).numpy(), np.float32)
+            titles = model.titles(self._bank.titles(numbers))
+            attributes = np.concatenate([audience.attributes for audience in audiences]).astype(np.int64)
+            title_index = torch.arange(len(audiences)).repeat_interleave(torch.tensor(n_users))
+            e_ut = model.users(torch.from_numpy(attributes), titles, title_index).split(n_users)
+            images = model.images(self._bank.images(np.concatenate([audience.creatives for audience in audiences])))
+            images_of = zip(*(part.split(n_creatives) for part in images), strict=True)
+            crossed = [
+                model.cross(users, tuple(part[place : place + 1] for part in titles), of_product)
+                for place, (users, of_product) in enumerate(zip(e_ut, images_of, strict=True))
+            ]
+            return [np.asarray(torch.sigmoid(logits).numpy(), np.float32) for logits in crossed]
 
     def learn_many(self, labelled: LabelledRows, unlearnt: LabelledRows | None = None) -> None:
         """Take as many steps as the rows need, each on new and replayed rows.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Container, Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -12,6 +15,7 @@ from online.grouping import Grouping
 from online.learner import PreferenceLearner
 from online.limits import DEAD_GROUPS_KEPT
 from online.registry import Registry
+from online.rows import Audience
 from online.settings import GroupSettings
 from online.significance import interaction_p_value
 
@@ -63,11 +67,11 @@ class Regrouping:
         # One version a batch: after a long batch the missed ones would be the same weights.
         if due > self._grouping.version:
             self._grouping.adopt(self._learner.average_weights())
-        for product_id in self._grouping.take_borrowed():
-            self._expect(product_id)
+        asked = dict.fromkeys(self._grouping.take_borrowed())
         relearnt = {self._registry.product_ids[number] for number in self._learner.relearnt()}
         for product_id in self._grouping.waiting(relearnt)[: settings.refresh_products_per_batch]:
-            self.refresh(product_id, now_ms)
+            self._move(product_id, now_ms)
+            asked[product_id] = None
         product_ids = self._grouping.product_ids()
         n_most = min(settings.refresh_products_per_batch, len(product_ids))
         for step in range(n_most):
@@ -75,12 +79,16 @@ class Regrouping:
             self._compare(product_id)
             creatives = self._registry.creative_numbers[self._registry.products[product_id].number]
             if 0 < len(self._expectations.creatives(product_id)) < len(creatives):
-                self._expect(product_id)
+                asked[product_id] = None
+        self._expect_many([*asked, *self._outdated(asked)])
 
     def refresh(self, product_id: str, now_ms: int) -> None:
         """Move a product to the newest encoder version, and what hangs on its groups along."""
+        self._move(product_id, now_ms)
+        self._expect_many([product_id])
+
+    def _move(self, product_id: str, now_ms: int) -> None:
         lineage = self._grouping.refresh(product_id, self._registry.products[product_id].number, now_ms)
-        self._expect(product_id)
         for old, heir in lineage.merged.items():
             self._counts.hand_over(product_id, old, heir, now_ms)
         counted = {group_id for group_id, _ in self._counts.cells_of(product_id)}
@@ -110,17 +118,37 @@ class Regrouping:
         }
         self._counts.distribute_live(product_id, found, now_ms)
 
-    def _expect(self, product_id: str) -> None:
-        """Ask the model which creatives each group of a product prefers."""
+    def _outdated(self, others: Container[str]) -> list[str]:
+        """Return the products, beside others, whose groups it is time to ask the model about again."""
+        ages = (
+            (self._grouping.n_seen(product_id) - n_impressions, product_id)
+            for product_id, n_impressions in self._expectations.n_impressions().items()
+            if product_id not in others and self._group_ids(product_id)
+        )
+        due = (age for age in ages if age[0] >= self._settings.expect_every_impressions)
+        return [product_id for _, product_id in heapq.nlargest(self._settings.expect_products_per_batch, due)]
+
+    def _expect_many(self, product_ids: Sequence[str]) -> None:
+        """Ask the model which creatives each group of some products prefers."""
+        audiences, labels = [], []
+        # A product that has been ungrouped, because too few of its users are left, has nobody to ask about.
+        product_ids = [product_id for product_id in product_ids if self._group_ids(product_id)]
+        for product_id in product_ids:
+            number = self._registry.products[product_id].number
+            attributes, of_product = self._grouping.sample(product_id, N_EXPECTED_USERS)
+            audiences.append(Audience(number, attributes, self._registry.creative_numbers[number]))
+            labels.append(of_product)
+        p_clicks = self._learner.expect_many(audiences)
+        for product_id, audience, of_product, p_click in zip(product_ids, audiences, labels, p_clicks, strict=True):
+            group_ids = self._group_ids(product_id)
+            log_relative = expected_log_relative(p_click, of_product, len(group_ids))
+            self._expectations.put(
+                product_id, group_ids, audience.creatives.tolist(), log_relative, self._grouping.n_seen(product_id)
+            )
+
+    def _group_ids(self, product_id: str) -> list[int]:
         groups = self._grouping.groups_of(product_id)
-        assert groups is not None
-        number = self._registry.products[product_id].number
-        creatives = self._registry.creative_numbers[number]
-        attributes, labels = self._grouping.sample(product_id, N_EXPECTED_USERS)
-        p_click = self._learner.expect_many(number, attributes, creatives)
-        group_ids = [group.group_id for group in groups.groups]
-        log_relative = expected_log_relative(p_click, labels, len(group_ids))
-        self._expectations.put(product_id, group_ids, creatives.tolist(), log_relative)
+        return [] if groups is None else [group.group_id for group in groups.groups]
 
     def _compare(self, product_id: str) -> None:
         """Test whether a product's groups prefer different creatives."""

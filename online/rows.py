@@ -43,6 +43,25 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Audience:
+    """Users of one product, and its creatives, any of which could be shown to each of them.
+
+    Parameters
+    ----------
+    product
+        Registration number.
+    attributes
+        The users' codes, (U, N) uint8.
+    creatives
+        Registration numbers, (C,) int64.
+    """
+
+    product: int
+    attributes: npt.NDArray[np.uint8]
+    creatives: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Candidates:
     """The products of some rows, with all creatives that each could have shown.
 

@@ -102,7 +102,7 @@ class GroupSettings(BaseModel):
     warm_up_impressions: int = Field(20_000, ge=0, description="Labelled impressions learnt before the first grouping.")
     adopt_every_impressions: int = Field(20_000, ge=1, description="Labelled impressions between two encoder versions.")
     refresh_every_impressions: int = Field(
-        300,
+        350,
         ge=1,
         description="Impressions of a product after which it moves to a new encoder version and is regrouped; while it "
         "has had fewer than four times as many, after a quarter of them. A product whose tastes have changed does not "
@@ -110,6 +110,18 @@ class GroupSettings(BaseModel):
     )
     refresh_products_per_batch: int = Field(
         8, ge=1, description="Products re-embedded and regrouped in one micro-batch: the budget after a new version."
+    )
+    expect_every_impressions: int = Field(
+        100,
+        ge=1,
+        description="Impressions of a product after which the model is asked again which creatives its groups prefer, "
+        "also while they stay as they are.",
+    )
+    expect_products_per_batch: int = Field(
+        8,
+        ge=0,
+        description="Products about which it is asked again in one micro-batch, those that have had most impressions "
+        "since first. 0: only when a product is regrouped.",
     )
     centroid_memory: float = Field(
         4_096, ge=1, description="Impressions that a centroid remembers: its rate is 1/n until n reaches this."

@@ -261,12 +261,13 @@ class ExpectationRecord(msgspec.Struct, frozen=True, array_like=True):
     """Which creatives the preference model expects each group of a product to prefer.
 
     ``log_relative`` float32 (G, C): logarithm of the group's CTR over all users', for ``group_ids`` and ``creatives``
-    (registration numbers, in order).
+    (registration numbers, in order). ``n_impressions`` are those that the product had had when the model was asked.
     """
 
     group_ids: list[int]
     creatives: list[int]
     log_relative: bytes
+    n_impressions: int = 0
 
 
 class SlopeRecord(msgspec.Struct, frozen=True, array_like=True):

@@ -79,7 +79,7 @@ def log_relative():
 @pytest.fixture
 def expectations(log_relative):
     expectations = Expectations()
-    expectations.put("p", GROUPS, CREATIVES, log_relative)
+    expectations.put("p", GROUPS, CREATIVES, log_relative, 500)
     return expectations
 
 
@@ -137,7 +137,7 @@ def test_what_chance_explains_is_not_believed_in_most_worlds(log_relative):
     found = []
     for seed in range(40):
         expectations = Expectations()
-        expectations.put("p", GROUPS, CREATIVES, log_relative)
+        expectations.put("p", GROUPS, CREATIVES, log_relative, 500)
         observed(expectations, log_relative, 0.0, np.random.default_rng(seed), n_rows=2_000)
         # A category of its own: what is believed of it is what all have shown.
         found.append(np.log(expectations.relative_ctrs("p", "hats", [2], [4])[0, 0]) / log_relative[0, 0])
@@ -155,7 +155,7 @@ def test_a_click_that_comes_late_is_as_if_it_had_been_known(log_relative):
     weights = []
     for corrected in (False, True):
         expectations = Expectations()
-        expectations.put("p", GROUPS, CREATIVES, log_relative)
+        expectations.put("p", GROUPS, CREATIVES, log_relative, 500)
         labels = clicks & ~late if corrected else clicks
         expectations.observe_many("p", "shoes", groups, labelled(creatives, labels), p_click)
         if corrected:
@@ -182,7 +182,7 @@ def test_a_change_of_tastes_starts_the_slope_anew(expectations, log_relative):
 
 def test_products_of_a_category_share_their_slope_and_what_becomes_of_it(expectations, log_relative):
     for product_id in ("q", "r"):
-        expectations.put(product_id, GROUPS, CREATIVES, log_relative)
+        expectations.put(product_id, GROUPS, CREATIVES, log_relative, 500)
     observed(expectations, log_relative, 1.0, np.random.default_rng(6))
     assert (expectations.relative_ctrs("q", "shoes", GROUPS, CREATIVES) != 1).any()
     expectations.restart("p", "shoes")
@@ -215,6 +215,7 @@ def test_expectations_survive_the_state(expectations, log_relative, tmp_path):
             again.restore(txn)
             again.bring_in("p", txn)
             again.bring_in("unknown", txn)
+        assert again.n_impressions() == {"p": 500}
         expected = expectations.relative_ctrs("p", "shoes", GROUPS, CREATIVES)
         assert (again.relative_ctrs("p", "shoes", GROUPS, CREATIVES) == expected).all()
         with open_view(store) as view:

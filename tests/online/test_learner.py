@@ -18,7 +18,7 @@ from online.learner import Encoder, LearnerHead, PreferenceLearner
 from online.mismatch import WeightsMismatchError
 from online.model import FlatParameters
 from online.relevance import AttributeSearch, Finding
-from online.rows import LabelledRows, Rows
+from online.rows import Audience, LabelledRows, Rows
 from online.settings import ModelSettings
 from online.warm_up import ValueWarmUp
 from state.store import ChangeSet, Store, Table
@@ -377,3 +377,20 @@ def test_a_floor_below_all_that_is_kept_is_forgotten(tmp_path: Path) -> None:
         floors.append(head_of(model).replay_floors)
     assert floors[0] == {1: 5}
     assert floors[-1] == {}
+
+
+def test_audiences_that_go_through_the_model_together_are_told_what_each_is_alone(learnt: Learnt) -> None:
+    model = learnt.model
+    attributes = draw(9, 71).rows.attributes
+    audiences = [
+        Audience(1, attributes[:6], np.array([4, 6, 7])),
+        Audience(0, attributes[6:], np.array([0, 1, 2, 3])),
+    ]
+    together = model.expect_many(audiences)
+    assert [found.shape for found in together] == [(6, 3), (3, 4)]
+    for audience, found in zip(audiences, together, strict=True):
+        for column, creative in enumerate(audience.creatives.tolist()):
+            n = len(audience.attributes)
+            rows = Rows(np.full(n, audience.product), np.full(n, creative), audience.attributes)
+            assert found[:, column] == pytest.approx(model.predict_many(rows), abs=1e-6)
+    assert model.expect_many([]) == []
