@@ -176,7 +176,9 @@ def test_a_product_that_has_everything_stays_below_the_bound(tmp_path: Path) -> 
     cells = {(record.group_id, record.creative_id): (10**6, 10**5) for record in shown}
     detection.observe_many([Observed(PRODUCT, None, np.ones(4), np.ones(4), cells)])
     log_relative = np.ones((settings.k_max, len(CREATIVES)), np.float32)
-    expectations.put(PRODUCT, group_ids[: settings.k_max], list(range(10**9, 10**9 + len(CREATIVES))), log_relative)
+    expectations.put(
+        PRODUCT, group_ids[: settings.k_max], list(range(10**9, 10**9 + len(CREATIVES))), log_relative, 10**9
+    )
     changes = ChangeSet()
     for part in (grouping, counts, expectations, detection):
         part.write(changes)
