@@ -97,7 +97,11 @@ class BenchWorld:
         self.registry = Registry(encoders.text, encoders.image, read_image, self.bank)
         for product in self.stage.products:
             event = Product(
-                product_id=product.product_id, title=product.title, updated_at_ms=START_MS, category=product.category
+                product_id=product.product_id,
+                title=product.title,
+                updated_at_ms=START_MS,
+                category=product.category,
+                image_uri=product.cutout_path.resolve().as_uri(),
             )
             self.registry.put_product(event, self.registered)
         styles: list[Floats] = []

@@ -1,33 +1,105 @@
-"""The benchmark of reward models, on a small world."""
+"""What the benchmarks of reward models and of generated prompts rest on, on a small world."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.core_run import CoreRun
-from benchmarks.reward import Oracle, drawn_lessons, make_reward_world
+from benchmarks.creative_ctr import CreativeCtr, creative_ctr, uplift
+from benchmarks.reward import GroupTruth, Oracle, RewardWorld, make_reward_world
 from benchmarks.worlds import BenchWorld, bench_world
+from generator.mllm_presets import build_mllm
+from generator.prompt import VOCABULARY, Prompt
+from generator.settings import MllmSettings, TinyMllmSettings
 from offline.evaluation import evaluate
-from offline.labelled_pair import read_pairs
-from offline.pairs import HELD_OUT, TRAIN
+from offline.reward_comparison import RewardData
 from offline.settings import OfflineSettings
 from online.settings import EncoderSettings, OnlineSettings
+from simulator.world import style_of
+
+SMALL = MllmSettings(group_hidden_size=32, tiny=TinyMllmSettings(eyes="learnt", hidden_size=32, n_layers=1, n_heads=2))
 
 
-@pytest.mark.slow
-def test_the_oracle_is_nearly_always_right():
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> RewardWorld:
     simulator = bench_world(mean_ctr=0.2)
     catalogue = simulator.catalogue.model_copy(update={"n_products": 8, "source": "drawn", "creative_side_px": 64})
-    simulator = simulator.model_copy(update={"seed": 101, "catalogue": catalogue})
+    simulator = simulator.model_copy(
+        update={"seed": 101, "catalogue": catalogue, "cache_dir": tmp_path_factory.mktemp("cache")}
+    )
     online = OnlineSettings(encoders=EncoderSettings(text="hashed", image="hashed"))
     world = BenchWorld(simulator, online)
     course = CoreRun(world, online, micro_batch_rows=1_024)
     for _ in course.work_off(world.draw(30_000, np.random.default_rng(0))):
         pass
-    made = make_reward_world(world, course, OfflineSettings(min_pair_probability=0.9, held_out_share=0.5))
-    pairs = read_pairs(made.dataset, TRAIN) + read_pairs(made.dataset, HELD_OUT)
-    assert len(pairs) > 50
-    assert evaluate(Oracle(made), pairs).accuracy > 0.9
-    lessons = drawn_lessons(world, [world.stage.products[0].product_id], 2, np.random.default_rng(0))
-    assert [picture.open().size for picture, _ in lessons] == [(256, 256)] * 2
+    return make_reward_world(world, course, online, OfflineSettings(min_pair_probability=0.9, held_out_share=0.5))
+
+
+def test_the_oracle_is_nearly_always_right(made: RewardWorld) -> None:
+    data = RewardData.read(made.dataset)
+    assert min(len(data.learnt), len(data.held_out)) > 25
+    assert evaluate(Oracle(made.truth), [*data.learnt, *data.held_out]).accuracy > 0.9
+    assert {lesson.picture.key for lesson in data.lessons}.isdisjoint(
+        picture.key for pair in data.held_out for picture in (pair.winner_first.first, pair.winner_first.second)
+    )
+    assert all(Path(str(product.image_uri).removeprefix("file://")).is_file() for product in made.sources)
+
+
+class Writer:
+    """Writes each group of a product what it, or another group, likes most; for all shoppers what the first does."""
+
+    def __init__(self, truth: GroupTruth, *, turned: bool = False) -> None:
+        self._truth, self._turned = truth, turned
+        self._mllm = build_mllm(SMALL, seed=0)
+        self.model, self.processor = self._mllm.model, self._mllm.processor
+
+    def write_for(self, made: RewardWorld, *, with_group: bool) -> None:
+        prompts = [
+            Prompt("the product", scene, palette, light, "no props", "centred")
+            for scene in VOCABULARY["scene"]
+            for palette in VOCABULARY["palette"]
+            for light in VOCABULARY["light"]
+        ]
+        styles = np.stack([style_of(prompt) for prompt in prompts])
+        self._answers = []
+        for product in made.sources:
+            liked = [
+                prompts[int(self._truth.ctrs(product.product_id, group.feature, styles).argmax())].text
+                for group in product.groups
+            ]
+            self._answers += (liked[::-1] if self._turned else liked) if with_group else liked[:1]
+
+    def generate(self, inputs: object, *, n_samples: int, **options: object) -> list[list[str]]:
+        return [[text] * n_samples for text in self._answers]
+
+
+def test_prompts_to_a_groups_taste_are_clicked_more(made: RewardWorld) -> None:
+    found: dict[str, CreativeCtr] = {}
+    for name, turned, with_group in (("own", False, True), ("other", True, True), ("same", False, False)):
+        writer = Writer(made.truth, turned=turned)
+        writer.write_for(made, with_group=with_group)
+        found[name] = creative_ctr(
+            writer,  # type: ignore[arg-type]
+            made.sources,
+            made.truth,
+            SMALL,
+            n_prompts=2,
+            with_group=with_group,
+            seed=0,
+        )
+    assert found["own"].p_own_direction == 1
+    assert found["same"].p_own_direction == 0.5
+    assert found["other"].p_own_direction < 0.5
+    assert found["own"].p_well_formed == 1
+    assert found["own"].ctr > found["same"].ctr > 0
+    gain = uplift(found["same"], found["own"])
+    assert 0 < gain.low <= gain.uplift <= gain.high
+    assert gain.uplift == pytest.approx(found["own"].ctr / found["same"].ctr - 1)
+    none = uplift(found["own"], found["own"])
+    assert (none.uplift, none.low, none.high) == (0, 0, 0)

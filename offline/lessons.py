@@ -1,0 +1,64 @@
+"""Lessons in seeing: pictures with the prompts that they were drawn from, for reward models to learn reading from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from generator.comparison import Picture
+from generator.composition import EmptyCutout
+from generator.prompt import VOCABULARY, Prompt
+from generator.renderer import Renderer
+from generator.storage import ImageUnreadable, open_image
+from offline.grm_training import Lesson
+from offline.pretrain_source import ProductSource
+
+log = logging.getLogger(__name__)
+
+
+def drawn_lessons(
+    sources: Sequence[ProductSource], renderer: Renderer, *, n_pictures: int, size_px: int, seed: int
+) -> list[Lesson]:
+    """Draw pictures of products from prompts whose words are drawn at random.
+
+    A product whose picture cannot be used gives no lessons.
+
+    Parameters
+    ----------
+    sources
+        The products; those of held-out pairs are to be left out.
+    renderer
+        Who draws.
+    n_pictures
+        How many pictures, over all products.
+    size_px
+        Side of a picture, pixels.
+    seed
+        Seed of products, prompts and pictures.
+    """
+    rng = np.random.default_rng(seed)
+    cutouts = {}
+    for product in sources:
+        try:
+            if product.picture_uri is not None:
+                cutouts[product.product_id] = open_image(product.picture_uri)
+        except ImageUnreadable as error:
+            log.warning("product %r: %s: no lessons", product.product_id, error)
+    usable = [product for product in sources if product.product_id in cutouts]
+    lessons: list[Lesson] = []
+    while usable and len(lessons) < n_pictures:
+        product = usable[int(rng.integers(len(usable)))]
+        words = {slot: of_slot[int(rng.integers(len(of_slot)))] for slot, of_slot in VOCABULARY.items()}
+        prompt = Prompt(caption=product.title, **words).text
+        try:
+            image = renderer.render(
+                cutouts[product.product_id], prompt, seed=int(rng.integers(2**31)), size_px=size_px
+            ).image
+        except EmptyCutout as error:
+            log.warning("product %r: %s: no lessons", product.product_id, error)
+            usable.remove(product)
+            continue
+        lessons.append(Lesson(Picture.of(image), prompt))
+    return lessons

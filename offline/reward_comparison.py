@@ -1,0 +1,197 @@
+"""Comparison of reward models: the GRM beside those of other papers, all trained and evaluated on the same pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Self
+
+from generator.comparison import Picture
+from generator.grm import Grm
+from generator.mllm import GroupMllm
+from offline.cg4ctr import Cg4Ctr, train_cg4ctr
+from offline.dataset import Dataset
+from offline.evaluation import PairAccuracy, evaluate
+from offline.grm_training import CAIG_POINT_WEIGHT, Lesson, OnStep, train_grm
+from offline.labelled_pair import Pair, PairScorer, read_pairs
+from offline.pairs import HELD_OUT, TRAIN
+from offline.settings import JudgeSettings, RewardSettings
+from online.encoders import ImageEncoder, TextEncoder
+
+
+class RewardKind(StrEnum):
+    """A reward model that stands on the G-MLLM."""
+
+    GRM = "grm"
+    GRM_NO_GROUP = "grm_no_group"
+    """The GRM without its group token."""
+    CAIG = "caig"
+    """CAIG's: no group, and its point loss on both CTRs besides."""
+
+
+@dataclass(frozen=True)
+class RewardData:
+    """What reward models learn from and are judged by.
+
+    ``lessons`` are pictures with their prompts, none of a held-out creative; ``captions`` are the prompts of all
+    creatives by id, the empty text where one has none.
+    """
+
+    learnt: Sequence[Pair]
+    held_out: Sequence[Pair]
+    lessons: Sequence[Lesson]
+    captions: Mapping[str, str]
+
+    @classmethod
+    def read(cls, dataset: Dataset, *, lessons: Sequence[Lesson] = ()) -> Self:
+        """Read a dataset's pairs; the creatives that are learnt from are lessons too.
+
+        Raises
+        ------
+        offline.labelled_pair.MissingPictureError
+            If a creative of a pair has no picture.
+        """
+        captions = {
+            row[f"creative_{side}"]: row[f"prompt_{side}"] or "" for row in dataset.pairs.to_pylist() for side in "wl"
+        }
+        learnt = read_pairs(dataset, TRAIN)
+        pictures = {
+            picture.key: picture for pair in learnt for picture in (pair.winner_first.first, pair.winner_first.second)
+        }
+        taught = [Lesson(picture, captions[key]) for key, picture in sorted(pictures.items()) if captions[key]]
+        return cls(learnt, read_pairs(dataset, HELD_OUT), [*taught, *lessons], captions)
+
+    @property
+    def pictures(self) -> dict[str, Picture]:
+        """All pictures of the pairs, by key."""
+        comparisons = [pair.winner_first for pair in (*self.learnt, *self.held_out)]
+        return {picture.key: picture for row in comparisons for picture in (row.first, row.second)}
+
+
+def train_reward(
+    kind: RewardKind,
+    data: RewardData,
+    settings: RewardSettings,
+    mllm: GroupMllm,
+    *,
+    seed: int,
+    on_step: OnStep | None = None,
+) -> Grm:
+    """Train a reward model that starts from a G-MLLM.
+
+    All kinds have the same lessons and the same number of steps.
+
+    Parameters
+    ----------
+    kind
+        Which one.
+    data
+        Pairs and lessons.
+    settings
+        Steps, rates and sizes.
+    mllm
+        Where it starts; it becomes the model's own and is trained on.
+    seed
+        Seed of the heads and of the order of everything; the process's own random state is left as it is.
+    on_step
+        Watches the training.
+
+    Raises
+    ------
+    offline.grm_training.NoPairsError
+        If there is no pair.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[mllm.device] if mllm.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        grm = Grm(mllm, with_group=kind is RewardKind.GRM, name=kind.value)
+        train_grm(
+            grm,
+            data.learnt,
+            settings,
+            seed=seed,
+            lessons=data.lessons,
+            point_weight=CAIG_POINT_WEIGHT if kind is RewardKind.CAIG else 0.0,
+            on_step=on_step,
+        )
+    return grm
+
+
+def train_cg4ctr_reward(
+    data: RewardData,
+    settings: RewardSettings,
+    encoders: tuple[TextEncoder, ImageEncoder],
+    *,
+    seed: int,
+    on_step: OnStep | None = None,
+) -> Cg4Ctr:
+    """Train CG4CTR's reward model on frozen encoders; the process's own random state is left as it is."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Cg4Ctr(*encoders, dict(data.captions))
+        train_cg4ctr(model, data.learnt, settings, seed=seed, on_step=on_step)
+    return model
+
+
+def compare_rewards(
+    data: RewardData,
+    settings: RewardSettings,
+    judge: JudgeSettings,
+    start: Callable[[], GroupMllm],
+    encoders: tuple[TextEncoder, ImageEncoder],
+    *,
+    seed: int,
+    trained: Sequence[PairScorer] = (),
+    on_step: Callable[[str, str, int, float], None] | None = None,
+) -> tuple[dict[str, PairScorer], dict[str, PairAccuracy]]:
+    """Train the reward models that are not there yet, and evaluate all of them on the held-out pairs.
+
+    They are those of `RewardKind`, CG4CTR's, and the zero-shot judge where its endpoint is set.
+
+    Parameters
+    ----------
+    data
+        Pairs and lessons.
+    settings
+        How they are trained, all alike.
+    judge
+        The judge's endpoint.
+    start
+        Gives the G-MLLM that a model starts from, a new copy at each call.
+    encoders
+        Those of CG4CTR.
+    seed
+        Seed of all of them.
+    trained
+        Scorers that are there already: a trained GRM under its name, or others to be compared, such as who knows the
+        truth.
+    on_step
+        Is told the model's name, the stage, the step and its loss.
+
+    Returns
+    -------
+    The scorers, but for the judge, whose connection is closed, and how good each is, by name.
+    """
+    scorers: dict[str, PairScorer] = {scorer.name: scorer for scorer in trained}
+
+    def watch(name: str) -> OnStep | None:
+        return None if on_step is None else lambda stage, step, loss: on_step(name, stage, step, loss)
+
+    for kind in RewardKind:
+        if kind.value not in scorers:
+            scorers[kind.value] = train_reward(kind, data, settings, start(), seed=seed, on_step=watch(kind.value))
+    if Cg4Ctr.name not in scorers:
+        scorers[Cg4Ctr.name] = train_cg4ctr_reward(data, settings, encoders, seed=seed, on_step=watch(Cg4Ctr.name))
+    found = {name: evaluate(scorer, data.held_out) for name, scorer in scorers.items()}
+    if judge.url is not None:
+        import httpx
+
+        from offline.judge import ZeroShotJudge
+
+        with httpx.Client() as client:
+            found["judge"] = evaluate(ZeroShotJudge(judge, client), data.held_out)
+    return scorers, found
