@@ -25,12 +25,14 @@ class Eyes:
         Whose tower and image processor are used.
     n_kept
         Pictures that are kept at most, those that were read last.
+    seen
+        What is kept; models of one tower and image processor may share it. Default: nothing has been read yet.
     """
 
-    def __init__(self, mllm: GroupMllm, *, n_kept: int = 65_536) -> None:
+    def __init__(self, mllm: GroupMllm, *, n_kept: int = 65_536, seen: dict[str, Tensor] | None = None) -> None:
         self._mllm = mllm
         self._n_kept = n_kept
-        self._kept: dict[str, Tensor] = {}
+        self._kept: dict[str, Tensor] = {} if seen is None else seen
         tower = mllm.model.model.vision_tower
         self._frozen = not any(parameter.requires_grad for parameter in tower.parameters())
 

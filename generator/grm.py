@@ -57,15 +57,24 @@ class Grm(nn.Module):
         Whether it sees the group.
     name
         What it is called in reports.
+    seen
+        Pictures that a model of the same tower has read already, and where those that this one reads are kept.
     """
 
-    def __init__(self, mllm: GroupMllm, *, with_group: bool = True, name: str = "grm") -> None:
+    def __init__(
+        self,
+        mllm: GroupMllm,
+        *,
+        with_group: bool = True,
+        name: str = "grm",
+        seen: dict[str, Tensor] | None = None,
+    ) -> None:
         super().__init__()
         self.name = name
         self.with_group = with_group
         self.temperature = 1.0
         self._mllm = mllm
-        self._eyes = Eyes(mllm)
+        self._eyes = Eyes(mllm, seen=seen)
         self.backbone = mllm.model.model
         width = mllm.model.config.get_text_config().hidden_size
         self.fc_cls = nn.Linear(3 * width, 2, dtype=torch.float32)

@@ -90,6 +90,27 @@ class GroupProjector(torch.nn.Module):
         self.act = torch.nn.GELU()
         self.linear_2 = torch.nn.Linear(config.group_hidden_size, config.get_text_config().hidden_size)
 
+    @torch.no_grad()
+    def fit_scale(self, group_features: torch.Tensor) -> None:
+        """Start from what sets groups apart: scale and shift of the norm make each input's mean 0 and deviation 1.
+
+        Most of a group's feature is what all groups have in common, some ten times what they differ by: from it a
+        projector would learn only slowly to tell them apart. Weights that were learnt behind another scale are not
+        taken along, so it is for a projector that has learnt nothing.
+
+        Parameters
+        ----------
+        group_features
+            Features of many groups, (n, 11, 128).
+        """
+        self.norm.reset_parameters()
+        normed = self.norm(group_features.flatten(1).to(self.norm.weight))  # (n, 1408)
+        deviation = normed.std(dim=0, correction=0)
+        # Inputs that hardly vary are rounding, and stay as small as they are.
+        scale = 1.0 / deviation.clamp(min=1e-3 + 0.1 * float(deviation.mean()))
+        self.norm.weight.copy_(scale)
+        self.norm.bias.copy_(-normed.mean(dim=0) * scale)
+
     def forward(self, group_features: torch.Tensor) -> torch.Tensor:
         """Return one token for each group feature.
 

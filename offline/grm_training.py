@@ -86,18 +86,33 @@ def train_grm(
     rng = np.random.default_rng(seed)
     learnt, kept_back = _by_product(pairs, settings.calibration_share, rng)
     grm.train()
-    stages = [("pairs", settings.n_steps, _pair_losses(grm, learnt, settings, point_weight, rng))]
     if lessons:
-        stages.insert(0, ("lessons", settings.n_lesson_steps, _lesson_losses(grm, lessons, settings, rng)))
-    for stage, n_steps, losses in stages:
-        for step, loss in enumerate(_steps(grm, settings, n_steps, losses)):
-            if on_step is not None:
-                on_step(stage, step, loss)
+        teach(grm, lessons, settings, rng, on_step=on_step)
+    losses = _pair_losses(grm, learnt, settings, point_weight, rng)
+    for step, loss in enumerate(_steps(grm, settings, settings.n_steps, losses)):
+        if on_step is not None:
+            on_step("pairs", step, loss)
     grm.eval()
     judged = kept_back or learnt
     grm.temperature = fit_temperature(
         grm.logits([pair.winner_first for pair in judged]), np.array([pair.weight for pair in judged])
     )
+
+
+def teach(
+    grm: Grm,
+    lessons: Sequence[Lesson],
+    settings: RewardSettings,
+    rng: np.random.Generator,
+    *,
+    on_step: OnStep | None = None,
+) -> None:
+    """Teach the G-MLLM below a reward model to name what it sees; heads and group are not needed for it."""
+    for step, loss in enumerate(
+        _steps(grm, settings, settings.n_lesson_steps, _lesson_losses(grm, lessons, settings, rng))
+    ):
+        if on_step is not None:
+            on_step("lessons", step, loss)
 
 
 def fit_temperature(logits: Floats, p_wins: Floats) -> float:

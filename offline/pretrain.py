@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import torch
 from PIL import Image
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -154,6 +155,9 @@ def pretrain(
         seed=seed,
     )
     pictures = Pictures.of(mllm)
+    features = [group.feature for product in sources for group in product.groups]
+    if len(features) > 1:
+        mllm.model.model.group_projector.fit_scale(torch.from_numpy(np.stack(features)))
     trainer = Trainer(
         model=mllm.model,
         args=_arguments(mllm, settings, folder, seed),

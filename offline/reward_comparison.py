@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
 
 from generator.comparison import Picture
 from generator.grm import Grm
@@ -13,11 +15,14 @@ from generator.mllm import GroupMllm
 from offline.cg4ctr import Cg4Ctr, train_cg4ctr
 from offline.dataset import Dataset
 from offline.evaluation import PairAccuracy, evaluate
-from offline.grm_training import CAIG_POINT_WEIGHT, Lesson, OnStep, train_grm
+from offline.grm_training import CAIG_POINT_WEIGHT, Lesson, OnStep, teach, train_grm
 from offline.labelled_pair import Pair, PairScorer, read_pairs
 from offline.pairs import HELD_OUT, TRAIN
 from offline.settings import JudgeSettings, RewardSettings
 from online.encoders import ImageEncoder, TextEncoder
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class RewardKind(StrEnum):
@@ -76,24 +81,26 @@ def train_reward(
     mllm: GroupMllm,
     *,
     seed: int,
+    seen: dict[str, Tensor] | None = None,
     on_step: OnStep | None = None,
 ) -> Grm:
-    """Train a reward model that starts from a G-MLLM.
-
-    All kinds have the same lessons and the same number of steps.
+    """Train a reward model that starts from a G-MLLM, all kinds for the same number of steps.
 
     Parameters
     ----------
     kind
         Which one.
     data
-        Pairs and lessons.
+        The pairs.
     settings
         Steps, rates and sizes.
     mllm
-        Where it starts; it becomes the model's own and is trained on.
+        Where it starts, after its lessons (`teach_seeing`); it becomes the model's own and is trained
+        on.
     seed
         Seed of the heads and of the order of everything; the process's own random state is left as it is.
+    seen
+        Pictures that the tower has read already, and where those that it reads are kept.
     on_step
         Watches the training.
 
@@ -106,13 +113,12 @@ def train_reward(
 
     with torch.random.fork_rng(devices=[mllm.device] if mllm.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        grm = Grm(mllm, with_group=kind is RewardKind.GRM, name=kind.value)
+        grm = Grm(mllm, with_group=kind is RewardKind.GRM, name=kind.value, seen=seen)
         train_grm(
             grm,
             data.learnt,
             settings,
             seed=seed,
-            lessons=data.lessons,
             point_weight=CAIG_POINT_WEIGHT if kind is RewardKind.CAIG else 0.0,
             on_step=on_step,
         )
@@ -137,6 +143,30 @@ def train_cg4ctr_reward(
     return model
 
 
+def teach_seeing(
+    mllm: GroupMllm,
+    data: RewardData,
+    settings: RewardSettings,
+    *,
+    seed: int,
+    seen: dict[str, Tensor] | None = None,
+    on_step: OnStep | None = None,
+) -> None:
+    """Teach a G-MLLM the lessons, in place, so that several reward models can start from it."""
+    if data.lessons:
+        grm = Grm(mllm, with_group=False, seen=seen).train()
+        teach(grm, data.lessons, settings, np.random.default_rng(seed), on_step=on_step)
+        grm.eval()
+
+
+@dataclass(frozen=True)
+class RewardComparison:
+    """The reward models that stand on the G-MLLM, and how good all scorers are, by name."""
+
+    grms: dict[RewardKind, Grm]
+    accuracies: dict[str, PairAccuracy]
+
+
 def compare_rewards(
     data: RewardData,
     settings: RewardSettings,
@@ -145,9 +175,11 @@ def compare_rewards(
     encoders: tuple[TextEncoder, ImageEncoder],
     *,
     seed: int,
-    trained: Sequence[PairScorer] = (),
+    seen: dict[str, Tensor] | None = None,
+    trained: Mapping[RewardKind, Grm] | None = None,
+    others: Sequence[PairScorer] = (),
     on_step: Callable[[str, str, int, float], None] | None = None,
-) -> tuple[dict[str, PairScorer], dict[str, PairAccuracy]]:
+) -> RewardComparison:
     """Train the reward models that are not there yet, and evaluate all of them on the held-out pairs.
 
     They are those of `RewardKind`, CG4CTR's, and the zero-shot judge where its endpoint is set.
@@ -155,38 +187,38 @@ def compare_rewards(
     Parameters
     ----------
     data
-        Pairs and lessons.
+        The pairs and captions.
     settings
         How they are trained, all alike.
     judge
         The judge's endpoint.
     start
-        Gives the G-MLLM that a model starts from, a new copy at each call.
+        Gives the G-MLLM that a model starts from, after its lessons; a new copy at each call.
     encoders
         Those of CG4CTR.
     seed
         Seed of all of them.
+    seen
+        Pictures that the tower has read already.
     trained
-        Scorers that are there already: a trained GRM under its name, or others to be compared, such as who knows the
-        truth.
+        Models that are there already.
+    others
+        Further scorers to compare, such as who knows the truth.
     on_step
         Is told the model's name, the stage, the step and its loss.
-
-    Returns
-    -------
-    The scorers, but for the judge, whose connection is closed, and how good each is, by name.
     """
-    scorers: dict[str, PairScorer] = {scorer.name: scorer for scorer in trained}
 
     def watch(name: str) -> OnStep | None:
         return None if on_step is None else lambda stage, step, loss: on_step(name, stage, step, loss)
 
+    seen = {} if seen is None else seen
+    grms = dict(trained or {})
     for kind in RewardKind:
-        if kind.value not in scorers:
-            scorers[kind.value] = train_reward(kind, data, settings, start(), seed=seed, on_step=watch(kind.value))
-    if Cg4Ctr.name not in scorers:
-        scorers[Cg4Ctr.name] = train_cg4ctr_reward(data, settings, encoders, seed=seed, on_step=watch(Cg4Ctr.name))
-    found = {name: evaluate(scorer, data.held_out) for name, scorer in scorers.items()}
+        if kind not in grms:
+            grms[kind] = train_reward(kind, data, settings, start(), seed=seed, seen=seen, on_step=watch(kind.value))
+    cg4ctr = train_cg4ctr_reward(data, settings, encoders, seed=seed, on_step=watch(Cg4Ctr.name))
+    scorers: list[PairScorer] = [*grms.values(), cg4ctr, *others]
+    found = {scorer.name: evaluate(scorer, data.held_out) for scorer in scorers}
     if judge.url is not None:
         import httpx
 
@@ -194,4 +226,4 @@ def compare_rewards(
 
         with httpx.Client() as client:
             found["judge"] = evaluate(ZeroShotJudge(judge, client), data.held_out)
-    return scorers, found
+    return RewardComparison(grms, found)

@@ -28,6 +28,7 @@ class Bench(StrEnum):
     DELAY = "delay"
     LAG = "lag"
     RENDER = "render"
+    OFFLINE = "offline"
 
 
 def bench(
@@ -35,10 +36,11 @@ def bench(
         Bench,
         typer.Argument(
             help="stream: events/s; learn: AUROC in one pass; group: true groups; shift: changed tastes; "
-            "value: what groups are worth; delay: late clicks; lag: three times too much; render: ms."
+            "value: what groups are worth; delay: late clicks; lag: three times too much; render: ms; "
+            "offline: reward models, and what aligned prompts are clicked."
         ),
     ],
-    quick: Annotated[bool, typer.Option("--quick", help="Under a minute on two cores.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="For less time: a minute or a few on two cores.")] = False,
     seed: Annotated[list[int] | None, typer.Option(help="World to run; may be given several times.")] = None,
     minutes: Annotated[float | None, typer.Option(min=0.1, help="lag: how long too much is sent.")] = None,
     chart: Annotated[Path | None, typer.Option(help="lag: draw lag and memory into this file, as SVG.")] = None,
@@ -49,6 +51,7 @@ def bench(
     from benchmarks.groups import bench_group
     from benchmarks.lag import MINUTES, QUICK_MINUTES, bench_lag
     from benchmarks.learn import bench_learn
+    from benchmarks.offline import bench_offline
     from benchmarks.render import bench_render
     from benchmarks.shift import bench_shift
     from benchmarks.stream import bench_stream
@@ -73,6 +76,8 @@ def bench(
             measured = bench_lag(minutes=minutes, seeds=seed, check=_contradictions)
         case Bench.RENDER:
             measured = bench_render(quick=quick)
+        case Bench.OFFLINE:
+            measured = bench_offline(quick=quick, seeds=seed)
     figures = _figures(f"bench {what.value}", measured, started_s)
     if what is Bench.LAG and chart is not None:
         from osmf.lag_chart import lag_chart

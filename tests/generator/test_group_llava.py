@@ -18,6 +18,7 @@ from generator.group_llava import (
     GroupFeatureShapeError,
     GroupLlavaConfig,
     GroupLlavaForConditionalGeneration,
+    GroupProjector,
 )
 
 PAD, BOS, IMAGE, GROUP = 0, 1, 60, 61
@@ -167,6 +168,31 @@ def test_each_row_reads_its_own_group_in_the_backbone(model: GroupLlavaForCondit
         after = model.base_model(**{**inputs, "group_features": changed}).last_hidden_state
     torch.testing.assert_close(after[0], before[0])
     assert (after[1, -1] - before[1, -1]).abs().max() > 1e-3
+
+
+def test_the_scale_is_that_of_what_sets_groups_apart() -> None:
+    torch.manual_seed(0)
+    projector = GroupProjector(GroupLlavaConfig(text_config=LlamaConfig(hidden_size=32)))
+    shared = torch.randn(11, 128)
+    features = shared + 0.05 * torch.randn(200, 1, 128)  # the points of a group lie close together
+    apart = [_relative_spread(projector.norm(features.flatten(1)))]
+    projector.fit_scale(features)
+    normed = projector.norm(features.flatten(1))
+    apart.append(_relative_spread(normed))
+    assert apart[0] < 0.06
+    assert apart[1] > 0.99
+    torch.testing.assert_close(normed.mean(dim=0), torch.zeros(11 * 128), rtol=0, atol=1e-3)
+    torch.testing.assert_close(normed.std(dim=0, correction=0), torch.ones(11 * 128), rtol=0, atol=0.01)
+    # An encoder that drifts in scale alone changes nothing.
+    torch.testing.assert_close(projector(3 * features), projector(features), rtol=0, atol=1e-2)
+    projector.fit_scale(shared.expand(5, 11, 128))
+    assert torch.isfinite(projector(features)).all()
+
+
+def _relative_spread(inputs: torch.Tensor) -> float:
+    """Return what rows differ by, as a share of what they are, root mean square."""
+    apart: torch.Tensor = (inputs - inputs.mean(dim=0)).square().mean() / inputs.square().mean()
+    return float(apart.sqrt())
 
 
 def test_the_group_tokens_embedding_is_the_mlps(model: GroupLlavaForConditionalGeneration) -> None:

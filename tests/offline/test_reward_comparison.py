@@ -39,34 +39,36 @@ def test_every_reward_model_is_trained_and_evaluated_on_the_same_pairs():
     data = RewardData(pairs_of_taste(4), pairs_of_taste(3, first_product=50), [], {})
     state = torch.random.get_rng_state()
     asked = []
-    scorers, found = compare_rewards(
+    compared = compare_rewards(
         data,
         SHORT,
         JudgeSettings(),
         lambda: build_mllm(SMALL, seed=0),
         (HashedTextEncoder(), HashedImageEncoder()),
         seed=0,
-        trained=[Truth()],
+        others=[Truth()],
         on_step=lambda name, stage, step, loss: asked.append((name, stage, step)),
     )
-    assert set(found) == set(scorers) == {"grm", "grm_no_group", "caig", "cg4ctr", "oracle"}
+    found = compared.accuracies
+    assert set(found) == {"grm", "grm_no_group", "caig", "cg4ctr", "oracle"}
     assert {accuracy.n_pairs for accuracy in found.values()} == {6}
     assert found["oracle"].accuracy == 1
     # Of two groups of opposite tastes, what knows no group is right about one.
     assert {found[name].accuracy for name in ("grm_no_group", "caig", "cg4ctr")} == {0.5}
-    assert [scorers[kind].with_group for kind in RewardKind] == [True, False, False]
+    assert [compared.grms[kind].with_group for kind in RewardKind] == [True, False, False]
     assert {name for name, _, _ in asked} == {"grm", "grm_no_group", "caig", "cg4ctr"}
     assert torch.equal(torch.random.get_rng_state(), state)
-    again, _ = compare_rewards(
+    again = compare_rewards(
         data,
         SHORT,
         JudgeSettings(),
         lambda: pytest.fail("all models are there"),
         (HashedTextEncoder(), HashedImageEncoder()),
         seed=0,
-        trained=list(scorers.values()),
+        trained=compared.grms,
     )
-    assert again == scorers
+    assert again.grms == compared.grms
+    assert again.accuracies["grm"] == found["grm"]
 
 
 def test_what_is_held_out_gives_no_lesson(tmp_path: Path):
