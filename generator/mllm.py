@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,12 @@ import torch
 from PIL import Image
 from transformers import BatchFeature, LlavaProcessor
 
+from generator.efficientnet_tower import EfficientNetTowerConfig
 from generator.group_llava import GROUP_TOKEN, GroupLlavaForConditionalGeneration
+from generator.statistics_tower import StatisticsTowerConfig
+
+OWN_TOWERS: Final = (EfficientNetTowerConfig, StatisticsTowerConfig)
+"""Frozen eyes that a saved G-MLLM may have and transformers does not bring: it loads them once they are imported."""
 
 IGNORED_LABEL = -100
 """Label of a token that the loss leaves out."""
@@ -61,6 +66,8 @@ class GroupMllm:
 
     def __init__(self, model: GroupLlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
         self.model = model
+        if isinstance(model.config.vision_config, OWN_TOWERS):  # loading would leave their weights to be trained
+            model.model.vision_tower.requires_grad_(False)
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.tokenizer.padding_side = "left"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +32,7 @@ SMALL = MllmSettings(
         patch_px=16,
     ),
 )
+ROOT = Path(__file__).parents[2]
 RED = Image.new("RGB", (40, 30), "red")
 GROUPS = np.random.default_rng(0).normal(size=(2, 11, 128)).astype(np.float32)
 
@@ -246,3 +249,17 @@ def test_the_pool_has_four_wordings_of_each_task_with_table_5s_slots(task: Task)
         if slots[1]:
             with pytest.raises(TitleMissing):
                 template.fill()
+
+
+def test_a_process_that_only_loads_a_model_has_its_eyes_and_they_are_frozen(tmp_path: Path) -> None:
+    tiny = TinyMllmSettings(eyes="statistics", hidden_size=16, n_layers=1, n_heads=1)
+    build_mllm(MllmSettings(group_hidden_size=16, tiny=tiny), seed=0).save(tmp_path)
+    script = (
+        "import sys; from pathlib import Path; from generator.mllm import GroupMllm; "
+        "tower = GroupMllm.load(Path(sys.argv[1])).model.model.vision_tower; "
+        "assert not any(weights.requires_grad for weights in tower.parameters())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=110
+    )
+    assert done.returncode == 0, done.stderr
