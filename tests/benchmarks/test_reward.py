@@ -7,17 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.core_run import CoreRun
 from benchmarks.creative_ctr import CreativeCtr, creative_ctr, uplift
-from benchmarks.reward import GroupTruth, Oracle, RewardWorld, make_reward_world
-from benchmarks.worlds import BenchWorld, bench_world
+from benchmarks.reward import GroupTruth, Oracle, RewardWorld
 from generator.mllm_presets import build_mllm
 from generator.prompt import VOCABULARY, Prompt
 from generator.settings import MllmSettings, TinyMllmSettings
 from offline.evaluation import evaluate
 from offline.reward_comparison import RewardData
-from offline.settings import OfflineSettings
-from online.settings import EncoderSettings, OnlineSettings
 from simulator.world import style_of
 
 SMALL = MllmSettings(group_hidden_size=32, tiny=TinyMllmSettings(eyes="learnt", hidden_size=32, n_layers=1, n_heads=2))
@@ -26,29 +22,14 @@ SMALL = MllmSettings(group_hidden_size=32, tiny=TinyMllmSettings(eyes="learnt", 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> RewardWorld:
-    simulator = bench_world(mean_ctr=0.2)
-    catalogue = simulator.catalogue.model_copy(update={"n_products": 8, "source": "drawn", "creative_side_px": 64})
-    simulator = simulator.model_copy(
-        update={"seed": 101, "catalogue": catalogue, "cache_dir": tmp_path_factory.mktemp("cache")}
-    )
-    online = OnlineSettings(encoders=EncoderSettings(text="hashed", image="hashed"))
-    world = BenchWorld(simulator, online)
-    course = CoreRun(world, online, micro_batch_rows=1_024)
-    for _ in course.work_off(world.draw(30_000, np.random.default_rng(0))):
-        pass
-    return make_reward_world(world, course, online, OfflineSettings(min_pair_probability=0.9, held_out_share=0.5))
-
-
-def test_the_oracle_is_nearly_always_right(made: RewardWorld) -> None:
-    data = RewardData.read(made.dataset)
+def test_the_oracle_is_nearly_always_right(reward_world: RewardWorld) -> None:
+    data = RewardData.read(reward_world.dataset)
     assert min(len(data.learnt), len(data.held_out)) > 25
-    assert evaluate(Oracle(made.truth), [*data.learnt, *data.held_out]).accuracy > 0.9
+    assert evaluate(Oracle(reward_world.truth), [*data.learnt, *data.held_out]).accuracy > 0.9
     assert {lesson.picture.key for lesson in data.lessons}.isdisjoint(
         picture.key for pair in data.held_out for picture in (pair.winner_first.first, pair.winner_first.second)
     )
-    assert all(Path(str(product.image_uri).removeprefix("file://")).is_file() for product in made.sources)
+    assert all(Path(str(product.image_uri).removeprefix("file://")).is_file() for product in reward_world.sources)
 
 
 class Writer:
@@ -59,7 +40,7 @@ class Writer:
         self._mllm = build_mllm(SMALL, seed=0)
         self.model, self.processor = self._mllm.model, self._mllm.processor
 
-    def write_for(self, made: RewardWorld, *, with_group: bool) -> None:
+    def write_for(self, reward_world: RewardWorld, *, with_group: bool) -> None:
         prompts = [
             Prompt("the product", scene, palette, light, "no props", "centred")
             for scene in VOCABULARY["scene"]
@@ -68,7 +49,7 @@ class Writer:
         ]
         styles = np.stack([style_of(prompt) for prompt in prompts])
         self._answers = []
-        for product in made.sources:
+        for product in reward_world.sources:
             liked = [
                 prompts[int(self._truth.ctrs(product.product_id, group.feature, styles).argmax())].text
                 for group in product.groups
@@ -79,15 +60,15 @@ class Writer:
         return [[text] * n_samples for text in self._answers]
 
 
-def test_prompts_to_a_groups_taste_are_clicked_more(made: RewardWorld) -> None:
+def test_prompts_to_a_groups_taste_are_clicked_more(reward_world: RewardWorld) -> None:
     found: dict[str, CreativeCtr] = {}
     for name, turned, with_group in (("own", False, True), ("other", True, True), ("same", False, False)):
-        writer = Writer(made.truth, turned=turned)
-        writer.write_for(made, with_group=with_group)
+        writer = Writer(reward_world.truth, turned=turned)
+        writer.write_for(reward_world, with_group=with_group)
         found[name] = creative_ctr(
             writer,  # type: ignore[arg-type]
-            made.sources,
-            made.truth,
+            reward_world.sources,
+            reward_world.truth,
             SMALL,
             n_prompts=2,
             with_group=with_group,
