@@ -64,7 +64,9 @@ class OfflineRun:
     mllm: MllmSettings = field(default_factory=MllmSettings)
 
 
-_SETTINGS: Final = OfflineSettings(tuples=TupleSettings(size_px=PICTURE_PX))
+_SETTINGS: Final = OfflineSettings(
+    tuples=TupleSettings(size_px=PICTURE_PX), group_dpo=GroupDpoSettings(learning_rate=2e-3)
+)
 RUN: Final = OfflineRun(_world(48), 600_000, n_lessons=900, n_prompts=8, offline=_SETTINGS)
 QUICK_RUN: Final = OfflineRun(
     _world(12),
