@@ -188,12 +188,12 @@ class PreferenceLearner:
             titles = model.titles(self._bank.titles(numbers))
             attributes = np.concatenate([audience.attributes for audience in audiences]).astype(np.int64)
             title_index = torch.arange(len(audiences)).repeat_interleave(torch.tensor(n_users))
-            e_ut = model.users(torch.from_numpy(attributes), titles, title_index).split(n_users)
+            embedded = model.users(torch.from_numpy(attributes), titles, title_index)
             images = model.images(self._bank.images(np.concatenate([audience.creatives for audience in audiences])))
-            images_of = zip(*(part.split(n_creatives) for part in images), strict=True)
+            images_of = zip(*(torch.split(part, n_creatives) for part in images), strict=True)
             crossed = [
                 model.cross(users, tuple(part[place : place + 1] for part in titles), of_product)
-                for place, (users, of_product) in enumerate(zip(e_ut, images_of, strict=True))
+                for place, (users, of_product) in enumerate(zip(torch.split(embedded, n_users), images_of, strict=True))
             ]
             return [np.asarray(torch.sigmoid(logits).numpy(), np.float32) for logits in crossed]
 
