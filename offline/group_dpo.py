@@ -24,6 +24,7 @@ from generator.instructions import INSTRUCTIONS, Task
 from generator.mllm import GroupMllm
 from offline.dpo_progress import DpoProgress
 from offline.dpo_trainer import GroupDpoTrainer, GroupPreferenceCollator, RobustWeights
+from offline.pairs import is_held_out
 from offline.pretrain import Pictures, last_checkpoint
 from offline.settings import GroupDpoSettings
 from offline.tuples import PreferenceTuple
@@ -90,7 +91,7 @@ def align(
     folder
         Where checkpoints and `PROGRESS_FILE` go: a folder of this run alone.
     seed
-        Seed of the adapter, of the order of the tuples and of which products are held out.
+        Seed of the adapter and of the order of the tuples.
     callbacks
         Told of every step.
 
@@ -136,9 +137,10 @@ def make_trainer(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> GroupDpoTrainer:
     """Return the trainer that `align` runs, with the adapter on the model."""
-    held_out = _held_out(tuples, settings.held_out_share, seed)
-    learnt = [row for row in tuples if row.product_id not in held_out]
-    measured = [row for row in tuples if row.product_id in held_out]
+    learnt: list[PreferenceTuple] = []
+    measured: list[PreferenceTuple] = []
+    for row in tuples:
+        (measured if is_held_out(row.product_id, settings.held_out_share) else learnt).append(row)
     if not learnt:
         raise NoTuplesError(len(tuples))
     groups = Counter((row.product_id, row.group_id) for row in learnt)
@@ -171,12 +173,6 @@ def lora(settings: GroupDpoSettings) -> LoraConfig:
         modules_to_save=[GROUP_PROJECTOR] if settings.with_group else None,
         task_type="CAUSAL_LM",
     )
-
-
-def _held_out(tuples: Sequence[PreferenceTuple], share: float, seed: int) -> set[str]:
-    products = sorted({row.product_id for row in tuples})
-    n = round(share * len(products))
-    return {products[number] for number in np.random.default_rng([seed, 5]).permutation(len(products))[:n]}
 
 
 def _dataset(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal
 
 import ibis
@@ -109,9 +110,17 @@ def _split(pairs: ir.Table, share: float, by: HeldOutBy) -> ir.StringValue:
     return ibis.cases((won & lost, HELD_OUT), (won | lost, MIXED), else_=TRAIN)
 
 
+def is_held_out(name: str, share: float) -> bool:
+    """Tell whether a product or creative is held out: whether its id's MD5, as a fraction of 1, is below ``share``."""
+    return hashlib.md5(name.encode(), usedforsecurity=False).hexdigest() < _bound(share)
+
+
 def _is_held_out(name: ir.StringValue, share: float) -> ir.BooleanValue:
-    """Tell whether the name's MD5, read as a fraction of 1, is below ``share``."""
-    return name.hexdigest("md5") < f"{int(share * 16**8):08x}"
+    return name.hexdigest("md5") < _bound(share)
+
+
+def _bound(share: float) -> str:
+    return f"{int(share * 16**8):08x}"
 
 
 def _named(prefix: str, cumulants: Cumulants) -> dict[str, ir.Value]:

@@ -1,35 +1,38 @@
-"""The run log: one JSON line for every run of an offline job."""
+"""The run log: one JSON line for the outcome of every step of a run."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
-Outcome = Literal["built", "skipped", "failed"]
+Outcome = Literal["built", "skipped", "passed", "refused", "promoted", "rolled-back", "failed"]
+Step = Literal["rebuild", "pretrain", "grm", "tuples", "group-dpo", "gate", "promote", "rollback"]
+
+STEPS: Final[tuple[Step, ...]] = ("rebuild", "pretrain", "grm", "tuples", "group-dpo", "gate", "promote")
+"""The chain, in its order."""
+
+RUN_LOG: Final = "runs.jsonl"
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One run: when it was, what came of it, and why where nothing was built.
+    """What came of one step of a run, and why where nothing was built.
 
-    ``artifact`` is the artifact's name, such as ``gaip/v000001``; ``n_new_impressions`` counts those since the
-    artifact before, where the run got as far as counting them.
+    ``artifact`` is the name of what was built, such as ``gaip/v000001``. ``figures`` are numbers by name, units in
+    the name. Lines of logs from before there were other steps name none, and are of ``rebuild``.
     """
 
     run_id: str
-    job: str
+    step: Step = "rebuild"
     started_at_ms: int
     finished_at_ms: int
     outcome: Outcome
     reason: str | None = None
     artifact: str | None = None
     snapshot_id: str | None = None
-    n_new_impressions: int | None = None
-    n_products: int = 0
-    n_rows: int = 0
-    n_pairs: int = 0
+    figures: dict[str, float] = {}
 
 
 class CorruptRunLogError(RuntimeError):
@@ -37,19 +40,19 @@ class CorruptRunLogError(RuntimeError):
 
     def __init__(self, path: Path, line: int, trouble: str) -> None:
         super().__init__(
-            f"line {line} of {path} is not a run ({trouble}); allowed is one JSON object a line, as the job writes it. "
+            f"line {line} of {path} is not a run ({trouble}); allowed is one JSON object a line, as a run writes it. "
             "No run was read: remove that line."
         )
 
 
 class RunLog:
-    """The log at ``path``, appended to by each run."""
+    """The log at ``path``, appended to by each step."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def append(self, record: RunRecord) -> None:
-        """Add a run, in one write, and wait until it is on disk."""
+        """Add a record, in one write, and wait until it is on disk."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         line = msgspec.json.encode(record) + b"\n"
         descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
@@ -63,7 +66,7 @@ class RunLog:
             os.close(descriptor)
 
     def read(self) -> list[RunRecord]:
-        """Return all runs, oldest first; a line that a killed writer left unfinished is passed over.
+        """Return all records, oldest first; a line that a killed writer left unfinished is passed over.
 
         Raises
         ------

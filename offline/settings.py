@@ -176,25 +176,89 @@ class GroupDpoSettings(BaseModel):
         False, description="Whether activations are computed again for the gradient: slower, for models of billions."
     )
     held_out_share: float = Field(
-        0.1, ge=0, lt=1, description="Share of the products whose tuples are not learnt from but measured on."
+        0.25,
+        ge=0,
+        lt=1,
+        description="Share of the products whose tuples are not learnt from but measured on, by the same hash of the "
+        "id as the pairs' (`offline.held_out_share`).",
     )
     checkpoint_steps: int = Field(50, ge=1, description="Steps between checkpoints, from which a killed run goes on.")
     log_steps: int = Field(5, ge=1, description="Steps between lines of progress.")
 
 
-class OfflineSettings(BaseModel):
-    """The scheduled job that turns a snapshot of the state into GAIP rows and pairs."""
+class ChainSettings(BaseModel):
+    """When models are trained from the newest dataset, and what a newly trained one must pass."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    dataset_dir: Path = Field(Path("out/offline"), description="Folder of the artifacts and of the run log.")
-    interval_s: float = Field(300.0, gt=0, description="Time from one start of the job to the next, s.")
+    enabled: bool = Field(True, description="Whether a run goes on from rows and pairs to models, or ends with them.")
+    min_new_impressions: int = Field(
+        100_000,
+        ge=0,
+        description="Impressions counted since the last trained dataset below which none is trained from.",
+    )
+    max_base_age_s: float = Field(
+        7 * 86_400.0,
+        gt=0,
+        description="Age at which the pre-trained G-MLLM is made anew, s: groups' features move as the stream goes on.",
+    )
+    max_failures: int = Field(
+        3, ge=1, description="Failures after which a run is given up, and the next one begins with the newest dataset."
+    )
+    seed: int = Field(0, ge=0, description="Seed of weights, draws and orders of all steps.")
+    torch_threads: int = Field(2, ge=1, description="Threads of torch; more than there are cores is far slower.")
+    keep_versions: int = Field(3, ge=1, description="Models and tuples kept of each kind, besides those of champions.")
+
+
+class GroupGateSettings(BaseModel):
+    """How a new policy's creatives are compared with those of the policy in use, group by group."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    n_groups: int = Field(24, ge=1, description="Groups, at most, of held-out products that are compared.")
+    n_prompts: int = Field(8, ge=2, description="Prompts that either policy writes for a group.")
+    max_loss: float = Field(
+        0.1,
+        ge=0,
+        description="Log-odds of being clicked that a group's creatives may lose, on average, by the new reward model.",
+    )
+    p_false_alarm: float = Field(
+        0.05, gt=0, lt=0.5, description="Chance that any group is found worse where none is, over all groups together."
+    )
+
+
+class TrackingSettings(BaseModel):
+    """Where runs, metrics and the places of models are kept: MLflow."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    enabled: bool = Field(True, description="Whether runs are written to MLflow.")
+    url: str | None = Field(
+        None,
+        description="MLflow's tracking server, such as http://mlflow:5000; none: a SQLite file, `mlflow.db`, in "
+        "`offline.dataset_dir`.",
+    )
+    experiment: str = Field("osmf", min_length=1, description="MLflow's name of the experiment.")
+    timeout_s: int = Field(10, ge=1, description="Longest wait for an answer of the server, s.")
+
+
+class OfflineSettings(BaseModel):
+    """The scheduled chain: from a snapshot of the state to GAIP rows and pairs, and on to aligned models."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset_dir: Path = Field(
+        Path("out/offline"), description="Folder of all artifacts, of the schedule and of the run log."
+    )
+    interval_s: float = Field(300.0, gt=0, description="Time from one start of a run to the next, s.")
     run_at_start: bool = Field(
-        True, description="Whether the schedule's first run is at once and not after an interval."
+        True, description="Whether a new schedule's first run is at once and not after an interval."
     )
     min_new_impressions: int = Field(
-        5_000, ge=0, description="Impressions counted since the last artifact below which a run is skipped."
+        5_000, ge=0, description="Impressions counted since the last dataset below which none is built."
     )
+    chain: ChainSettings = Field(ChainSettings(), description="When models are trained.")
+    tracking: TrackingSettings = Field(TrackingSettings(), description="Where runs are kept for people: MLflow.")
     counts: Literal["live", "lifetime"] = Field(
         "live",
         description="Counts that CTRs are made of: `live` ones decay and follow a change of tastes, "
@@ -230,6 +294,7 @@ class OfflineSettings(BaseModel):
     tuples: TupleSettings = Field(TupleSettings(), description="Preference tuples.")
     group_dpo: GroupDpoSettings = Field(GroupDpoSettings(), description="Alignment of the G-MLLM with groups.")
     prompt_gate: PromptGateSettings = Field(PromptGateSettings(), description="What an aligned G-MLLM must write.")
+    group_gate: GroupGateSettings = Field(GroupGateSettings(), description="What groups must not lose.")
     keep_versions: int = Field(
-        20, ge=1, description="Artifacts kept; older ones are removed after a new one is complete."
+        20, ge=1, description="Datasets kept; older ones are removed after a new one is complete."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -98,6 +98,7 @@ def build_tuples(
     work_file: Path,
     seed: int,
     created_at_ms: int,
+    on_product: Callable[[int, int], None] | None = None,
 ) -> Artifact:
     """Make tuples for every group of every product, and write them as the next version of the artifact ``tuples``.
 
@@ -121,6 +122,8 @@ def build_tuples(
         Seed of prompts and pictures.
     created_at_ms
         Time of the artifact.
+    on_product
+        Is told after each product how many of how many are done.
     """
     origin = {**made_from, "scorer": scorer.name, "renderer": f"{renderer.name}/{renderer.version}"}
     header = _Header(origin, settings.model_dump(mode="json"), generation.model_dump(mode="json"), seed)
@@ -138,6 +141,8 @@ def build_tuples(
             file.flush()
             os.fsync(file.fileno())
             log.info("product %d of %d: %d tuples", number, len(sources), len(verdicts.verdicts))
+            if on_product is not None:
+                on_product(number, len(sources))
     found = [row for product in sources for row in _tuples(product, done[product.product_id])]
     with store.write(KIND, created_at_ms=created_at_ms) as draft:
         pq.write_table(_to_table(found), draft.file(TUPLES_FILE))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from offline.jobs import read_runs
+from offline.chain import read_runs
 from offline.runs import RunRecord
 from online.metrics import MetricPoint, read_metrics
 from osmf.figures import figures_table, write_figures
@@ -85,12 +85,14 @@ def run_demo(
                 Children(out / "logs", _environment(settings)) as children,
                 LiveScreen() as screen,
             ):
-                for name in ("online", "serve", "generator", "offline", "simulate"):
+                for name in ("online", "serve", "generator"):
                     children.start(name)
+                children.start("offline", ["schedule"])
+                children.start("simulate")
                 _watch(settings, children, screen, watched)
                 # The last snapshot of the run is taken when all is counted, so that it holds the whole run.
                 children.stop("offline")
-                children.start("offline", ["--once"])
+                children.start("offline", ["run"])
                 while children.is_running("offline"):
                     time.sleep(POLL_S)
                 for name in ("generator", "online"):
@@ -108,7 +110,11 @@ def _demo_settings(settings: Settings, out: Path, n_impressions: int | None, see
     # A second of the run is minutes of event time: a topic that is read a moment later is late by as much.
     join = settings.streams.join.model_copy(update={"click_wait_s": DEMO_CLICK_WAIT_S})
     settings = _with(settings, "streams", join=join)
-    settings = _with(settings, "offline", dataset_dir=out / "offline", interval_s=20.0, min_new_impressions=1)
+    # Rows and pairs alone: training would take the cores from the stream that is shown.
+    chain = settings.offline.chain.model_copy(update={"enabled": False})
+    settings = _with(
+        settings, "offline", dataset_dir=out / "offline", interval_s=20.0, min_new_impressions=1, chain=chain
+    )
     settings = _with(
         settings,
         "generator",

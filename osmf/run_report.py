@@ -389,8 +389,8 @@ def _snapshot(run: RunRecord, settings: Settings, started_at_ms: int) -> page.Sn
     return page.Snapshot(
         snapshot_id=run.snapshot_id or run.run_id,
         seconds=max(0.0, (run.started_at_ms - started_at_ms) / 1000),
-        n_rows=run.n_rows,
-        n_pairs=run.n_pairs,
+        n_rows=int(run.figures["n_rows"]),
+        n_pairs=int(run.figures["n_pairs"]),
         path=str(settings.offline.dataset_dir / (run.artifact or "")),
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,17 +210,18 @@ class ArtifactStore:
                 return found
         return None
 
-    def prune(self, kind: str, keep: int) -> list[int]:
+    def prune(self, kind: str, keep: int, *, in_use: Collection[str] = ()) -> list[int]:
         """Remove all but the newest ``keep`` complete versions, and what killed writers left before those.
 
-        A manifest goes first, so that no reader meets half an artifact. Returns the numbers removed.
+        Artifacts whose names are ``in_use`` stay. A manifest goes first, so that no reader meets half an artifact.
+        Returns the numbers removed.
         """
         kept = self.versions(kind)[-keep:]
         if not kept:
             return []
         removed = []
         for number, path in self._directories(kind):
-            if number < kept[0]:
+            if number < kept[0] and f"{kind}/{path.name}" not in in_use:
                 (path / MANIFEST).unlink(missing_ok=True)
                 shutil.rmtree(path, ignore_errors=True)
                 removed.append(number)

@@ -127,22 +127,6 @@ def generator(
         raise fail(error) from error
 
 
-def offline(
-    once: Annotated[bool, typer.Option("--once", help="Run the job now, once, and end.")] = False,
-) -> None:
-    """Rebuild GAIP rows and pairs from snapshots, on a schedule: the offline process."""
-    from offline.jobs import run_once, run_schedule
-
-    settings = command_settings()
-    if once:
-        record = run_once(settings.offline, settings.state.path)
-        typer.echo(
-            f"{record.outcome}: {record.artifact or record.reason} ({record.n_rows} rows, {record.n_pairs} pairs)"
-        )
-        raise typer.Exit(1 if record.outcome == "failed" else 0)
-    run_schedule(settings.offline, settings.state.path)
-
-
 def serve(
     port: Annotated[int | None, typer.Option(min=0, max=65_535, help="Port; default: serving.port.")] = None,
 ) -> None:

@@ -1,0 +1,447 @@
+"""The steps from a dataset to an aligned G-MLLM: each makes one artifact, or finds it made.
+
+An artifact's manifest names all that it was made from. So a step whose result is there already gives that, and one
+that was killed goes on from what it left in its work folder, which is named by the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import msgspec
+import numpy as np
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from generator.champion import Champion, ChampionPointer
+from generator.creative_scorer import GrmScorer
+from generator.grm import Grm
+from generator.mllm import GroupMllm
+from generator.mllm_presets import build_mllm
+from generator.renderer_choice import choose_renderer
+from generator.settings import GeneratorSettings
+from offline.dataset import Dataset
+from offline.evaluation import PairAccuracy, accuracy_difference, evaluate
+from offline.gate import compare_policies, grm_refusals, group_refusals
+from offline.grm_training import Lesson, train_grm
+from offline.group_dpo import align
+from offline.labelled_pair import Pair, read_pairs
+from offline.pairs import HELD_OUT, TRAIN, is_held_out
+from offline.pretrain import Pictures, pretrain, teacher_of
+from offline.pretrain_source import ProductSource
+from offline.prompt_gate import measure_prompts, refusals
+from offline.rebuild import SOURCES_FILE, Clock
+from offline.runs import Step
+from offline.settings import OfflineSettings
+from offline.source_file import read_sources_file
+from offline.tuples import KIND as TUPLES_KIND
+from offline.tuples import build_tuples, read_tuples
+from state.artifact import Artifact, ArtifactDraft, ArtifactStore
+
+log = logging.getLogger(__name__)
+
+BASE_KIND: Final = "base-mllm"
+GRM_KIND: Final = "grm"
+MLLM_KIND: Final = "mllm"
+MODEL_KINDS: Final = (BASE_KIND, GRM_KIND, TUPLES_KIND, MLLM_KIND)
+"""Kinds of the artifacts that the steps make from datasets."""
+
+OnProgress = Callable[[Step, int, int, Mapping[str, float]], None]
+"""Is told the step, how much of how much of it is done, and what was measured by then."""
+
+
+class SourcesMissing(RuntimeError):
+    """A dataset that nothing can be trained from."""
+
+    def __init__(self, dataset: Artifact) -> None:
+        super().__init__(
+            f"{dataset.name} has no {SOURCES_FILE}: it was built with offline.chain.enabled = false. "
+            "Nothing was trained: run `osmf offline run`, which builds one that has."
+        )
+
+
+class ChampionMissing(RuntimeError):
+    """A champion whose artifact is gone."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"the champion names {name}, which is not there; nothing was compared with it. Restore the artifact, or "
+            "`osmf offline rollback` to the champion before."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What all steps work with: settings, where artifacts and unfinished work lie, and who watches."""
+
+    offline: OfflineSettings
+    generator: GeneratorSettings
+    work_dir: Path
+    clock: Clock
+    on_progress: OnProgress
+
+    @property
+    def artifacts(self) -> ArtifactStore:
+        """Where artifacts are."""
+        return ArtifactStore(self.offline.dataset_dir)
+
+    @property
+    def seed(self) -> int:
+        """Seed of everything."""
+        return self.offline.chain.seed
+
+    @property
+    def device(self) -> str:
+        """Where models are."""
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def load_mllm(self, artifact: Artifact) -> GroupMllm:
+        """Read a G-MLLM, after its files were checked."""
+        artifact.verify()
+        dtype: torch.dtype = getattr(torch, self.generator.mllm.dtype)
+        return GroupMllm.load(artifact.path, dtype=dtype, device=self.device)
+
+    def load_grm(self, artifact: Artifact) -> Grm:
+        """Read a GRM, after its files were checked."""
+        artifact.verify()
+        dtype: torch.dtype = getattr(torch, self.generator.mllm.dtype)
+        return Grm.load(artifact.path, dtype=dtype, device=self.device)
+
+
+def sources_of(dataset: Artifact) -> list[ProductSource]:
+    """Return the products of a dataset with their groups.
+
+    Raises
+    ------
+    SourcesMissing
+        If the dataset has none.
+    """
+    if SOURCES_FILE not in dataset.manifest.files:
+        raise SourcesMissing(dataset)
+    return read_sources_file(dataset.file(SOURCES_FILE))
+
+
+def pairs_of(dataset: Artifact, split: str) -> list[Pair]:
+    """Return a dataset's pairs of one split."""
+    dataset.verify()
+    return read_pairs(Dataset.read(dataset.path), split)
+
+
+def pretrain_step(shop: Workshop, dataset: Artifact) -> Artifact:
+    """Pre-train a G-MLLM from a dataset's sources: the artifact ``base-mllm``."""
+    settings, generation = shop.offline.pretrain, shop.generator.mllm
+    made_from = {"gaip": dataset.name, **base_settings(shop), "seed": shop.seed}
+
+    def make(folder: Path, draft: ArtifactDraft) -> None:
+        sources = sources_of(dataset)
+        mllm = build_mllm(generation, seed=shop.seed, corpus=[product.title for product in sources], device=shop.device)
+        with httpx.Client() as client:
+            report = pretrain(
+                mllm,
+                sources,
+                teacher_of(settings, seed=shop.seed, client=client),
+                settings,
+                generation,
+                folder=folder,
+                seed=shop.seed,
+                callbacks=[_Watched(shop, "pretrain")],
+            )
+        mllm.save(draft.path)
+        draft.figures = {
+            "n_rows": report.n_rows,
+            "n_steps": report.n_steps,
+            "first_loss": report.first_loss,
+            "last_loss": report.last_loss,
+            "p_well_formed": report.prompts.p_well_formed,
+            "specificity_nats": report.prompts.specificity_nats,
+        }
+
+    return _made(shop, BASE_KIND, made_from, make)
+
+
+def base_settings(shop: Workshop) -> dict[str, Any]:
+    """Return the settings that a pre-trained G-MLLM depends on, as its manifest has them."""
+    return {
+        "mllm": shop.generator.mllm.model_dump(mode="json"),
+        "pretrain": shop.offline.pretrain.model_dump(mode="json"),
+    }
+
+
+def grm_step(shop: Workshop, dataset: Artifact, base: Artifact) -> Artifact:
+    """Train a GRM on a dataset's pairs, from a pre-trained G-MLLM's weights: the artifact ``grm``."""
+    settings = shop.offline.reward
+    made_from = {
+        "gaip": dataset.name,
+        "base-mllm": base.name,
+        "reward": settings.model_dump(mode="json"),
+        "seed": shop.seed,
+    }
+
+    def make(folder: Path, draft: ArtifactDraft) -> None:
+        learnt, held_out = pairs_of(dataset, TRAIN), pairs_of(dataset, HELD_OUT)
+        grm = Grm(shop.load_mllm(base))
+        n_lessons = settings.n_lesson_steps
+        n_steps = n_lessons + settings.n_steps
+
+        def on_step(stage: str, step: int, loss: float) -> None:
+            done = step + 1 + (n_lessons if stage == "pairs" else 0)
+            shop.on_progress("grm", done, n_steps, {f"{stage}_loss": loss})
+
+        train_grm(grm, learnt, settings, seed=shop.seed, lessons=lessons_of(dataset, learnt), on_step=on_step)
+        grm.save(draft.path)
+        draft.figures = {"n_learnt": len(learnt), **(accuracy_figures(evaluate(grm, held_out)) if held_out else {})}
+
+    return _made(shop, GRM_KIND, made_from, make)
+
+
+def lessons_of(dataset: Artifact, learnt: Sequence[Pair]) -> list[Lesson]:
+    """Return the pictures of pairs that are learnt from, with the prompts that they were drawn from."""
+    pairs = Dataset.read(dataset.path).pairs
+    prompts: dict[str, str | None] = {}
+    for side in ("w", "l"):
+        prompts.update(zip(pairs[f"creative_{side}"].to_pylist(), pairs[f"prompt_{side}"].to_pylist(), strict=True))
+    seen = {picture.key: picture for pair in learnt for picture in (pair.winner_first.first, pair.winner_first.second)}
+    return [Lesson(picture, prompt) for key, picture in sorted(seen.items()) if (prompt := prompts[key])]
+
+
+def accuracy_figures(accuracy: PairAccuracy) -> dict[str, float]:
+    """Return what an evaluation on held-out pairs found, as figures of a manifest."""
+    return {
+        "n_held_out": accuracy.n_pairs,
+        "accuracy": accuracy.accuracy,
+        "accuracy_low": accuracy.accuracy_low,
+        "accuracy_high": accuracy.accuracy_high,
+        "order_inconsistency": accuracy.order_inconsistency,
+        "log_loss": accuracy.log_loss,
+        "calibration_error": accuracy.calibration_error,
+    }
+
+
+def tuples_step(shop: Workshop, dataset: Artifact, policy: Artifact, grm: Artifact) -> Artifact:
+    """Let a G-MLLM propose prompts for every group, and a GRM rank their pictures: the artifact ``tuples``."""
+    settings, generation = shop.offline.tuples, shop.generator.mllm
+    made_from = {
+        "gaip": dataset.name,
+        "mllm": policy.name,
+        "grm": grm.name,
+        "tuples": settings.model_dump(mode="json"),
+        "generation": generation.model_dump(mode="json"),
+        "seed": shop.seed,
+    }
+    found = find_artifact(shop.artifacts, TUPLES_KIND, made_from)
+    if found is not None:
+        return found
+    return build_tuples(
+        shop.artifacts,
+        shop.load_mllm(policy),
+        sources_of(dataset),
+        choose_renderer(shop.generator),
+        GrmScorer(shop.load_grm(grm), grm.name),
+        settings,
+        generation,
+        made_from=made_from,
+        work_file=_work_folder(shop, TUPLES_KIND, made_from).with_suffix(".jsonl"),
+        seed=shop.seed,
+        created_at_ms=shop.clock(),
+        on_product=lambda done, n: shop.on_progress("tuples", done, n, {}),
+    )
+
+
+def group_dpo_step(shop: Workshop, tuples: Artifact, policy: Artifact) -> Artifact:
+    """Align a G-MLLM with preference tuples by Group-DPO: the artifact ``mllm``."""
+    settings = shop.offline.group_dpo
+    made_from = {
+        "tuples": tuples.name,
+        "mllm": policy.name,
+        "group_dpo": settings.model_dump(mode="json"),
+        "seed": shop.seed,
+    }
+
+    def make(folder: Path, draft: ArtifactDraft) -> None:
+        tuples.verify()
+        mllm = shop.load_mllm(policy)
+        report = align(
+            mllm,
+            read_tuples(tuples),
+            settings,
+            folder=folder,
+            seed=shop.seed,
+            callbacks=[_Watched(shop, "group-dpo")],
+        )
+        mllm.save(draft.path)
+        draft.figures = {
+            "n_tuples": report.n_tuples,
+            "n_held_out": report.n_held_out,
+            "n_steps": report.n_steps,
+            "first_loss": report.first_loss,
+            "last_loss": report.last_loss,
+            **({} if report.accuracy is None else {"preference_accuracy": report.accuracy}),
+            **({} if report.margin is None else {"preference_margin": report.margin}),
+        }
+
+    return _made(shop, MLLM_KIND, made_from, make)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the gate says: why the new models are refused, which is nothing where they pass, and what was measured."""
+
+    refusals: tuple[str, ...]
+    figures: dict[str, float]
+
+
+def gate_step(shop: Workshop, dataset: Artifact, mllm: Artifact, grm: Artifact, before: Champion | Artifact) -> Verdict:
+    """Hold newly trained models against what is in use: the champion, or before the first the pre-trained G-MLLM."""
+    held_out = pairs_of(dataset, HELD_OUT)
+    judge = shop.load_grm(grm)
+    accuracy = evaluate(judge, held_out) if held_out else None
+    to_champion = None
+    if isinstance(before, Champion) and held_out:
+        to_champion = accuracy_difference(judge, shop.load_grm(_in_use(shop, before.grm)), held_out)
+    old = shop.load_mllm(_in_use(shop, before.mllm) if isinstance(before, Champion) else before)
+    new = shop.load_mllm(mllm)
+    sources, settings = sources_of(dataset), shop.offline
+    with_group = settings.group_dpo.with_group
+    quality = [
+        measure_prompts(
+            policy,
+            sources,
+            shop.generator.mllm,
+            n_groups=settings.prompt_gate.n_groups,
+            with_group=with_group,
+            seed=shop.seed,
+            pictures=Pictures.of(policy),
+        )
+        for policy in (old, new)
+    ]
+    changes = compare_policies(
+        old,
+        new,
+        unseen(sources, settings),
+        choose_renderer(shop.generator),
+        GrmScorer(judge, grm.name),
+        settings.group_gate,
+        shop.generator.mllm,
+        size_px=settings.tuples.size_px,
+        seed=shop.seed,
+    )
+    figures = {} if accuracy is None else accuracy_figures(accuracy)
+    if to_champion is not None:
+        figures |= {
+            "accuracy_gain": to_champion.difference,
+            "accuracy_gain_low": to_champion.low,
+            "accuracy_gain_high": to_champion.high,
+        }
+    figures |= {
+        "p_well_formed_before": quality[0].drawn.p_well_formed,
+        "p_well_formed": quality[1].drawn.p_well_formed,
+        "p_group_specific": quality[1].p_group_specific,
+        "n_choices": quality[1].n_choices,
+        "n_groups_compared": len(changes),
+    }
+    if changes:
+        figures |= {
+            "log_odds_gain": float(np.mean([change.gain for change in changes])),
+            "worst_log_odds_gain": min(change.gain for change in changes),
+        }
+    refused = [
+        *grm_refusals(accuracy, to_champion),
+        *refusals(*quality, settings.prompt_gate, with_group=with_group),
+        *group_refusals(changes, settings.group_gate),
+    ]
+    return Verdict(tuple(refused), figures)
+
+
+def unseen(sources: Sequence[ProductSource], settings: OfflineSettings) -> list[ProductSource]:
+    """Return the products that neither reward model nor alignment learnt from; all of them where there is none."""
+    share = settings.group_dpo.held_out_share
+    if settings.held_out_by == "product":
+        share = min(share, settings.held_out_share)
+    found = [product for product in sources if is_held_out(product.product_id, share)]
+    if not found:
+        log.warning("no product with groups is held out: the gate compares groups that were learnt from")
+    return found or list(sources)
+
+
+def promote_step(shop: Workshop, mllm: Artifact, grm: Artifact, figures: Mapping[str, float]) -> Champion:
+    """Make newly trained models the champion; again, if that was done before a kill."""
+    pointer = ChampionPointer(shop.offline.dataset_dir)
+    champion = pointer.read()
+    if champion is not None and (champion.mllm, champion.grm) == (mllm.name, grm.name):
+        return champion
+    champion = Champion(
+        mllm=mllm.name,
+        grm=grm.name,
+        grm_accuracy=figures["accuracy"],
+        n_grm_pairs=int(figures["n_held_out"]),
+        promoted_at_ms=shop.clock(),
+        reason=f"{figures['accuracy']:.1%} of the held-out winners named, {figures['p_well_formed']:.1%} of the "
+        f"prompts well-formed, {figures.get('log_odds_gain', 0.0):+.2f} log-odds over what was in use",
+    )
+    pointer.move(champion)
+    return champion
+
+
+def _in_use(shop: Workshop, name: str) -> Artifact:
+    found = shop.artifacts.named(name)
+    if found is None:
+        raise ChampionMissing(name)
+    return found
+
+
+def find_artifact(artifacts: ArtifactStore, kind: str, made_from: Mapping[str, Any]) -> Artifact | None:
+    """Return the newest artifact that was made from exactly this; what else its manifest tells does not matter."""
+    for version in reversed(artifacts.versions(kind)):
+        found = artifacts.get(kind, version)
+        if found is not None and all(found.manifest.made_from.get(key) == made_from[key] for key in made_from):
+            return found
+    return None
+
+
+def _made(
+    shop: Workshop, kind: str, made_from: dict[str, Any], make: Callable[[Path, ArtifactDraft], None]
+) -> Artifact:
+    """Return the artifact that was made from this, or make it, with a work folder that a killed run leaves."""
+    found = find_artifact(shop.artifacts, kind, made_from)
+    folder = _work_folder(shop, kind, made_from)
+    if found is None:
+        with shop.artifacts.write(kind, created_at_ms=shop.clock()) as draft:
+            make(folder, draft)
+            draft.made_from = made_from
+        assert draft.finished is not None
+        found = draft.finished
+    shutil.rmtree(folder, ignore_errors=True)
+    return found
+
+
+def _work_folder(shop: Workshop, kind: str, made_from: Mapping[str, Any]) -> Path:
+    digest = hashlib.sha256(msgspec.json.encode(made_from, order="sorted")).hexdigest()
+    return shop.work_dir / f"{kind}-{digest[:12]}"
+
+
+class _Watched(TrainerCallback):
+    """Tells of a Trainer's progress."""
+
+    def __init__(self, shop: Workshop, step: Step) -> None:
+        self._shop = shop
+        self._step = step
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Tell the step and what was measured."""
+        if logs and state.is_world_process_zero and "loss" in logs:
+            figures = {name: float(value) for name, value in logs.items()}
+            self._shop.on_progress(self._step, state.global_step, state.max_steps, figures)

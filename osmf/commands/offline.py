@@ -1,0 +1,88 @@
+"""Commands about the offline chain: run it, once or on its schedule, look at it, and take a promotion back."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from osmf.commands.common import Json, command_settings, fail, show
+
+if TYPE_CHECKING:
+    from offline.chain import ChainRooms
+    from osmf.settings import Settings
+
+offline = typer.Typer(
+    name="offline", help="From snapshots to datasets, reward models and aligned G-MLLMs.", no_args_is_help=True
+)
+
+REFUSED = 3
+"""Exit status of a run whose models the gate has refused."""
+
+
+class Preset(StrEnum):
+    """What the G-MLLM is made of."""
+
+    TINY = "tiny"
+    SMOL = "smol"
+    LLAVA = "llava"
+
+
+@offline.command()
+def run(
+    all_steps: Annotated[
+        bool, typer.Option("--all", help="Take every step even when too little is new, and compare with baselines.")
+    ] = False,
+    preset: Annotated[Preset | None, typer.Option(help="The G-MLLM; default: generator.mllm.preset.")] = None,
+    json: Json = None,
+) -> None:
+    """Run the chain now, or go on with a killed run; ends with 0: promoted or skipped, 1: failed, 3: refused."""
+    import time
+
+    from offline.chain import run_chain
+    from offline.chain_state import ChainStateUnreadable
+    from offline.run_lock import RunUnderWay
+    from osmf.chain_report import chain_figures, records_table
+    from osmf.chain_screen import ChainScreen
+
+    started_s = time.monotonic()
+    rooms = _rooms(command_settings(), preset)
+    try:
+        with ChainScreen() as screen:
+            records = run_chain(rooms, all_steps=all_steps, watcher=screen)
+    except (RunUnderWay, ChainStateUnreadable) as error:
+        raise fail(error) from error
+    show(chain_figures(rooms, records, started_s), json, [records_table(records)])
+    raise typer.Exit({"failed": 1, "refused": REFUSED}.get(records[-1].outcome, 0))
+
+
+@offline.command()
+def schedule() -> None:
+    """Run the chain every `offline.interval_s`: the offline process."""
+    from offline.chain import record_skipped, wall_clock_ms
+    from offline.schedule import run_schedule
+
+    settings = command_settings()
+    run_schedule(
+        settings.offline,
+        scheduled_run,
+        on_overrun=lambda reason: record_skipped(settings.offline, reason, wall_clock_ms()),
+    )
+
+
+def scheduled_run() -> None:
+    """Run the chain once with the settings as they are now: what the schedule names."""
+    from offline.chain import run_or_skip
+    from osmf.settings import load_settings
+
+    run_or_skip(_rooms(load_settings(), None))
+
+
+def _rooms(settings: Settings, preset: Preset | None) -> ChainRooms:
+    from offline.chain import ChainRooms
+
+    generator = settings.generator
+    if preset is not None:
+        generator = generator.model_copy(update={"mllm": generator.mllm.model_copy(update={"preset": preset.value})})
+    return ChainRooms(settings.state.path, settings.online, generator, settings.offline)
