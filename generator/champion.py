@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -34,7 +37,7 @@ class NoFormerChampion(RuntimeError):
 
 
 class Champion(msgspec.Struct, frozen=True, kw_only=True):
-    """The models that are in use, by the names of their artifacts, such as ``mllm-v000003``.
+    """The models that are in use, by the names of their artifacts, such as ``mllm/v000003``.
 
     ``grm_accuracy`` is the GRM's share of held-out pairs whose winner it names, on ``n_grm_pairs`` of them.
     ``promoted_at_ms`` is the time of the promotion, ms since the Unix epoch; ``reason`` says what spoke for it.
@@ -58,8 +61,8 @@ class _Pointer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class ChampionPointer:
     """Says which models are in use, and moves from one champion to the next and back.
 
-    The file holds all champions so far and is replaced by a rename: a reader sees the former or the next one. Only
-    one process may move it; any may read.
+    The file holds all champions so far and is replaced by a rename: a reader sees the former or the next one. Moves of
+    several processes wait for each other.
 
     Parameters
     ----------
@@ -97,7 +100,8 @@ class ChampionPointer:
 
     def move(self, champion: Champion) -> None:
         """Make these models the champion."""
-        self._write([*self.champions(), champion])
+        with self._alone():
+            self._write([*self.champions(), champion])
 
     def roll_back(self) -> Champion:
         """Return to the champion before, and return it.
@@ -107,14 +111,25 @@ class ChampionPointer:
         NoFormerChampion
             If there is none.
         """
-        champions = self.champions()
-        if len(champions) < 2:
-            raise NoFormerChampion(self.path, len(champions))
-        self._write(champions[:-1])
+        with self._alone():
+            champions = self.champions()
+            if len(champions) < 2:
+                raise NoFormerChampion(self.path, len(champions))
+            self._write(champions[:-1])
         return champions[-2]
 
-    def _write(self, champions: list[Champion]) -> None:
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the folder's lock: what was read is still so when it is written."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(self.path.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
+
+    def _write(self, champions: list[Champion]) -> None:
         draft = self.path.with_suffix(".tmp")
         draft.write_bytes(msgspec.json.format(msgspec.json.encode(_Pointer(champions=champions)), indent=2) + b"\n")
         sync_file(draft)

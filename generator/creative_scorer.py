@@ -81,7 +81,7 @@ class GrmScorer:
     grm
         The reward model (Eq. 8).
     name
-        Its artifact, such as ``grm-v000003``.
+        Its artifact, such as ``grm/v000003``.
     """
 
     def __init__(self, grm: Grm, name: str) -> None:

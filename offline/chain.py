@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
@@ -111,6 +112,32 @@ def record_skipped(settings: OfflineSettings, reason: str, now_ms: int) -> RunRe
     return record
 
 
+def roll_back(settings: OfflineSettings, *, clock: Clock = wall_clock_ms) -> RunRecord:
+    """Use the champion before again, while a run may go on, and record it.
+
+    Raises
+    ------
+    generator.champion.NoFormerChampion, generator.champion.ChampionUnreadable
+        If there is none, or the pointer is damaged.
+    """
+    started_at_ms = clock()
+    pointer = ChampionPointer(settings.dataset_dir)
+    before = pointer.read()
+    champion = pointer.roll_back()
+    assert before is not None
+    record = RunRecord(
+        run_id=_run_id(started_at_ms),
+        step="rollback",
+        started_at_ms=started_at_ms,
+        finished_at_ms=clock(),
+        outcome="rolled-back",
+        artifact=champion.mllm,
+        reason=f"{champion.mllm} and {champion.grm} are in use again, not {before.mllm} and {before.grm}",
+    )
+    RunLog(settings.dataset_dir / RUN_LOG).append(record)
+    return record
+
+
 def read_runs(settings: OfflineSettings) -> list[RunRecord]:
     """Return all recorded steps of all runs, oldest first."""
     return RunLog(settings.dataset_dir / RUN_LOG).read()
@@ -138,6 +165,8 @@ class _Run:
     watcher: Watcher
     run_id: str = ""
     records: list[RunRecord] = field(default_factory=list)
+    recorded: set[tuple[Step, str | None]] = field(default_factory=set)
+    """What this run had built before it was killed, as far as the log knows it."""
 
     @property
     def _settings(self) -> OfflineSettings:
@@ -157,12 +186,9 @@ class _Run:
                 state = msgspec.structs.replace(state, unfinished=None)
         self.run_id = _run_id(self.clock()) if state.unfinished is None else state.unfinished.run_id
         self.watcher.on_run(self.run_id, self._parameters())
-        try:
+        with suppress(_Ended, _Failed):
             self._go(state, dataset)
-        except (_Ended, _Failed):
-            pass
-        finally:
-            self.watcher.on_end()
+        self.watcher.on_end()
         return self.records
 
     def _go(self, state: ChainState, dataset: Artifact | None) -> None:
@@ -171,14 +197,15 @@ class _Run:
             run = UnfinishedRun(run_id=self.run_id, dataset=dataset.name, all_steps=self.all_steps)
         else:
             log.info("going on with %s", self.run_id)
+            log_of_runs = RunLog(self._folder / RUN_LOG).read()
+            self.recorded = {(record.step, record.artifact) for record in log_of_runs if record.run_id == self.run_id}
             run = msgspec.structs.replace(state.unfinished, all_steps=state.unfinished.all_steps or self.all_steps)
         self.all_steps = run.all_steps
         state = msgspec.structs.replace(state, unfinished=run)
         state.write(self._folder)
         try:
-            self._train(dataset)
-        except _Ended:
-            pass
+            with suppress(_Ended):
+                self._train(dataset)
         except _Failed:
             run = msgspec.structs.replace(run, n_failures=run.n_failures + 1)
             if run.n_failures < self._settings.chain.max_failures:
@@ -278,7 +305,10 @@ class _Run:
         """Take a step that makes an artifact; end the run where there is ``nothing`` to make it from."""
         started_at_ms = self.clock()
         made = self._take(step, make, nothing=nothing)
-        self._record(step, started_at_ms, "built", artifact=made, figures=made.manifest.figures)
+        if (step, made.name) in self.recorded:
+            log.info("%s: %s is there already", step, made.name)
+        else:
+            self._record(step, started_at_ms, "built", artifact=made, figures=made.manifest.figures)
         return made
 
     def _take(self, step: Step, do: Callable[[], T], *, nothing: type[Exception] | None = None) -> T:

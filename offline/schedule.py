@@ -8,13 +8,17 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from offline.chain_state import ChainState
 from offline.settings import OfflineSettings
 
+if TYPE_CHECKING:
+    from sqlalchemy import URL
+
 SCHEDULE_FILE: Final = "schedule.db"
 JOB_ID: Final = "chain"
+_TABLE: Final = "apscheduler_jobs"
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +51,7 @@ def run_schedule(
     from apscheduler.executors.pool import ThreadPoolExecutor
     from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
     from apscheduler.schedulers.blocking import BlockingScheduler
-    from sqlalchemy import URL, create_engine
+    from sqlalchemy import create_engine
 
     def overran(_: object) -> None:
         on_overrun(f"the run before was still going after interval_s ({settings.interval_s:g} s)")
@@ -56,14 +60,12 @@ def run_schedule(
         log.error("the run has failed: %s", event.exception, exc_info=event.exception)
 
     settings.dataset_dir.mkdir(parents=True, exist_ok=True)
-    url = URL.create("sqlite", database=str(settings.dataset_dir / SCHEDULE_FILE))
-    store = SQLAlchemyJobStore(engine=create_engine(url))
+    store = SQLAlchemyJobStore(engine=create_engine(_url(settings)), tablename=_TABLE)
     scheduler = BlockingScheduler(
         executors={"default": ThreadPoolExecutor(1)}, jobstores={"default": store}, timezone=UTC
     )
     scheduler.add_listener(overran, EVENT_JOB_MAX_INSTANCES)
     scheduler.add_listener(raised, EVENT_JOB_ERROR)
-    store.start(scheduler, "default")  # which makes the file's table; the scheduler does so again
     scheduler.add_job(
         job,
         "interval",
@@ -74,23 +76,37 @@ def run_schedule(
         max_instances=1,
         coalesce=True,
         misfire_grace_time=None,  # late is better than never: the snapshot is of now in any case
-        next_run_time=_next_start(settings, _known_start(store)),
+        next_run_time=_first_start(settings, next_start(settings)),
     )
     _until_signal(scheduler)
 
 
-def _known_start(store: Any) -> datetime | None:
-    """Return when the schedule's next run is due, by what a former process has left; None without any."""
-    from sqlalchemy import select
+def next_start(settings: OfflineSettings) -> datetime | None:
+    """Return when the next run is due, by what a process of the schedule has left; None without any."""
+    from sqlalchemy import create_engine, inspect, text
 
-    # The column and not the job: that names a function, which another version of the program may not have.
-    column = store.jobs_t.c
-    with store.engine.connect() as connection:
-        due_s = connection.execute(select(column.next_run_time).where(column.id == JOB_ID)).scalar()
+    if not (settings.dataset_dir / SCHEDULE_FILE).exists():
+        return None
+    engine = create_engine(_url(settings))
+    try:
+        # The column and not the job: that names a function, which another version of the program may not have.
+        with engine.connect() as connection:
+            if not inspect(connection).has_table(_TABLE):
+                return None
+            query = text(f"SELECT next_run_time FROM {_TABLE} WHERE id = :id")
+            due_s = connection.execute(query, {"id": JOB_ID}).scalar()
+    finally:
+        engine.dispose()
     return None if due_s is None else datetime.fromtimestamp(due_s, UTC)
 
 
-def _next_start(settings: OfflineSettings, known: datetime | None) -> datetime:
+def _url(settings: OfflineSettings) -> URL:
+    from sqlalchemy import URL
+
+    return URL.create("sqlite", database=str(settings.dataset_dir / SCHEDULE_FILE))
+
+
+def _first_start(settings: OfflineSettings, known: datetime | None) -> datetime:
     """Return when the first run of this process is due."""
     now = datetime.now(UTC)
     later = now + timedelta(seconds=settings.interval_s)

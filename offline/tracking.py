@@ -16,7 +16,6 @@ DATABASE_FILE: Final = "mlflow.db"
 _RUN_TAG: Final = "osmf.run_id"
 _N_PARAMETERS: Final = 100
 """Parameters that MLflow takes at once."""
-_STATUS: Final = {"failed": "FAILED"}
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +26,7 @@ def tracking_url(settings: OfflineSettings) -> str:
 
 
 class MlflowWatcher:
-    """Writes a run of the chain to MLflow; a run that goes on goes on there too.
+    """Writes a run of the chain to MLflow, from its first training on; a run that goes on goes on there too.
 
     A server that is away costs a warning and this run's further entries, never the run. MLflow's own usage statistics
     are switched off: nothing is sent but to the server that is set.
@@ -42,15 +41,20 @@ class MlflowWatcher:
         self._settings = settings
         self._client: Any = None
         self._mlflow_run: str = ""
-        self._outcome = "failed"
+        self._run_id: str = ""
+        self._parameters: Mapping[str, Any] = {}
+        self._records: list[RunRecord] = []
+        self._is_open = False
 
     def on_run(self, run_id: str, parameters: Mapping[str, Any]) -> None:
-        """Begin the run, or find it."""
-        self._outcome = "failed"
-        self._try(lambda: self._open(run_id, parameters))
+        """Keep what the run is called and made with until something is trained."""
+        self._run_id, self._parameters, self._records, self._is_open = run_id, parameters, [], False
 
     def on_step(self, step: Step) -> None:
-        """Say which step the run is at."""
+        """Begin the run, or find it, and say which step it is at."""
+        if step != "rebuild" and not self._is_open:
+            self._is_open = True
+            self._try(self._open)
         if self._client is not None:
             self._try(lambda: self._client.set_tag(self._mlflow_run, "step", step))
 
@@ -61,29 +65,18 @@ class MlflowWatcher:
 
     def on_record(self, record: RunRecord) -> None:
         """Add the figures of a step, and where its artifact lies."""
-        self._outcome = record.outcome
-        if self._client is None:
-            return
-
-        def write() -> None:
-            self._log(record.step, record.figures, 0)
-            self._client.set_tag(self._mlflow_run, f"{record.step}.outcome", record.outcome)
-            if record.reason is not None:
-                self._client.set_tag(self._mlflow_run, f"{record.step}.reason", record.reason)
-            if record.artifact is not None:
-                path = (self._settings.dataset_dir / record.artifact).resolve()
-                self._client.set_tag(self._mlflow_run, f"{record.step}.artifact", str(path))
-
-        self._try(write)
+        self._records.append(record)
+        if self._client is not None:
+            self._try(lambda: self._write(record))
 
     def on_end(self) -> None:
-        """Close the run; one that was killed stays open until it has gone on."""
-        if self._client is not None:
-            status = _STATUS.get(self._outcome, "FINISHED")
+        """Close the run; one that was interrupted stays open until it has gone on."""
+        if self._client is not None and self._records:
+            status = "FAILED" if self._records[-1].outcome == "failed" else "FINISHED"
             self._try(lambda: self._client.set_terminated(self._mlflow_run, status))
         self._client = None
 
-    def _open(self, run_id: str, parameters: Mapping[str, Any]) -> None:
+    def _open(self) -> None:
         from mlflow.entities import Param
         from mlflow.tracking import MlflowClient
 
@@ -93,16 +86,28 @@ class MlflowWatcher:
         name = self._settings.tracking.experiment
         experiment = client.get_experiment_by_name(name)
         experiment_id = client.create_experiment(name) if experiment is None else experiment.experiment_id
-        known = client.search_runs([experiment_id], f"tags.`{_RUN_TAG}` = '{run_id}'", max_results=1)
+        known = client.search_runs([experiment_id], f"tags.`{_RUN_TAG}` = '{self._run_id}'", max_results=1)
         if known:
             self._mlflow_run = known[0].info.run_id
             client.update_run(self._mlflow_run, status="RUNNING")
         else:
-            self._mlflow_run = client.create_run(experiment_id, run_name=run_id, tags={_RUN_TAG: run_id}).info.run_id
-            flat = [Param(key, value) for key, value in _flat(parameters)]
+            tags = {_RUN_TAG: self._run_id}
+            self._mlflow_run = client.create_run(experiment_id, run_name=self._run_id, tags=tags).info.run_id
+            flat = [Param(key, value) for key, value in _flat(self._parameters)]
             for first in range(0, len(flat), _N_PARAMETERS):
                 client.log_batch(self._mlflow_run, params=flat[first : first + _N_PARAMETERS])
         self._client = client
+        for record in self._records:
+            self._write(record)
+
+    def _write(self, record: RunRecord) -> None:
+        self._log(record.step, record.figures, 0)
+        tags = {"outcome": record.outcome, "reason": record.reason}
+        if record.artifact is not None:
+            tags["artifact"] = str((self._settings.dataset_dir / record.artifact).resolve())
+        for name, value in tags.items():
+            if value is not None:
+                self._client.set_tag(self._mlflow_run, f"{record.step}.{name}", value)
 
     def _log(self, step: Step, figures: Mapping[str, float], done: int) -> None:
         from mlflow.entities import Metric
@@ -145,4 +150,3 @@ def _flat(parameters: Mapping[str, Any], prefix: str = "") -> list[tuple[str, st
         key = f"{prefix}{name}"
         found += _flat(value, f"{key}.") if isinstance(value, Mapping) else [(key, str(value))]
     return found
-

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
+import msgspec
+from rich.console import RenderableType
 from rich.table import Table
 
-from offline.chain import ChainRooms
+from generator.champion import ChampionPointer
+from offline.chain import ChainRooms, read_runs
+from offline.chain_state import ChainState
 from offline.runs import RunRecord
+from offline.schedule import next_start
+from offline.settings import OfflineSettings
 from osmf.figures import Figures, commit, device, format_number
 
 _SHOWN = 6
@@ -63,3 +70,50 @@ def records_table(records: Sequence[RunRecord], *, title: str | None = None) -> 
             ", ".join(figures),
         )
     return table
+
+
+def status_figures(settings: OfflineSettings) -> Figures:
+    """Return where the chain is, as figures."""
+    champions = ChampionPointer(settings.dataset_dir).champions()
+    state, runs, due = ChainState.read(settings.dataset_dir), read_runs(settings), next_start(settings)
+    metrics: dict[str, float | int] = {"n_champions": len(champions), "n_records": len(runs)}
+    if champions:
+        metrics |= {"grm_accuracy": champions[-1].grm_accuracy, "n_grm_pairs": champions[-1].n_grm_pairs}
+    return Figures(
+        command="offline status",
+        commit=commit(),
+        seeds={},
+        device=device(),
+        seconds=0.0,
+        metrics=metrics,
+        detail={
+            "champions": [msgspec.to_builtins(champion) for champion in champions],
+            "unfinished": msgspec.to_builtins(state.unfinished),
+            "trained": msgspec.to_builtins(state.trained),
+            "last_run": [msgspec.to_builtins(record) for record in _last_run(runs)],
+            "next_start": None if due is None else due.isoformat(timespec="seconds"),
+        },
+    )
+
+
+def status_tables(settings: OfflineSettings) -> list[RenderableType]:
+    """Return where the chain is, for people."""
+    champions = Table(title="champions, the last one in use", title_justify="left", header_style="dim")
+    for column in ("promoted", "G-MLLM", "GRM", "why"):
+        champions.add_column(column, overflow="fold")
+    for champion in ChampionPointer(settings.dataset_dir).champions():
+        promoted = datetime.fromtimestamp(champion.promoted_at_ms / 1000, UTC)
+        champions.add_row(f"{promoted:%Y-%m-%d %H:%M} UTC", champion.mllm, champion.grm, champion.reason)
+    shown: list[RenderableType] = [champions]
+    if last := _last_run(read_runs(settings)):
+        shown.append(records_table(last, title=f"last run, {last[-1].run_id}"))
+    unfinished, due = ChainState.read(settings.dataset_dir).unfinished, next_start(settings)
+    if unfinished is not None:
+        shown.append(f"{unfinished.run_id} is unfinished: under way, or gone on with by the next run")
+    if due is not None:
+        shown.append(f"the schedule's next run is due at {due:%Y-%m-%d %H:%M:%S} UTC")
+    return shown
+
+
+def _last_run(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    return [record for record in runs if record.run_id == runs[-1].run_id]

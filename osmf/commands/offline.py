@@ -11,6 +11,8 @@ from osmf.commands.common import Json, command_settings, fail, show
 
 if TYPE_CHECKING:
     from offline.chain import ChainRooms
+    from offline.settings import OfflineSettings
+    from offline.watcher import Watcher
     from osmf.settings import Settings
 
 offline = typer.Typer(
@@ -50,11 +52,41 @@ def run(
     rooms = _rooms(command_settings(), preset)
     try:
         with ChainScreen() as screen:
-            records = run_chain(rooms, all_steps=all_steps, watcher=screen)
+            records = run_chain(rooms, all_steps=all_steps, watcher=_watchers(screen, rooms.offline))
     except (RunUnderWay, ChainStateUnreadable) as error:
         raise fail(error) from error
     show(chain_figures(rooms, records, started_s), json, [records_table(records)])
     raise typer.Exit({"failed": 1, "refused": REFUSED}.get(records[-1].outcome, 0))
+
+
+@offline.command()
+def status(json: Json = None) -> None:
+    """Show which models are in use, what the last run came to, and when the next one is due."""
+    from generator.champion import ChampionUnreadable
+    from offline.chain_state import ChainStateUnreadable
+    from offline.runs import CorruptRunLogError
+    from osmf.chain_report import status_figures, status_tables
+
+    settings = command_settings().offline
+    try:
+        figures = status_figures(settings)
+        tables = status_tables(settings)
+    except (ChampionUnreadable, ChainStateUnreadable, CorruptRunLogError) as error:
+        raise fail(error) from error
+    show(figures, json, tables)
+
+
+@offline.command()
+def rollback() -> None:
+    """Use the champion before again; the models of the present one stay on disk."""
+    from generator.champion import ChampionUnreadable, NoFormerChampion
+    from offline.chain import roll_back
+
+    try:
+        record = roll_back(command_settings().offline)
+    except (ChampionUnreadable, NoFormerChampion) as error:
+        raise fail(error) from error
+    typer.echo(record.reason)
 
 
 @offline.command()
@@ -74,9 +106,18 @@ def schedule() -> None:
 def scheduled_run() -> None:
     """Run the chain once with the settings as they are now: what the schedule names."""
     from offline.chain import run_or_skip
+    from offline.watcher import LogWatcher
     from osmf.settings import load_settings
 
-    run_or_skip(_rooms(load_settings(), None))
+    rooms = _rooms(load_settings(), None)
+    run_or_skip(rooms, watcher=_watchers(LogWatcher(), rooms.offline))
+
+
+def _watchers(watcher: Watcher, settings: OfflineSettings) -> Watcher:
+    from offline.tracking import MlflowWatcher
+    from offline.watcher import Watchers
+
+    return Watchers([watcher, MlflowWatcher(settings)]) if settings.tracking.enabled else watcher
 
 
 def _rooms(settings: Settings, preset: Preset | None) -> ChainRooms:

@@ -9,8 +9,8 @@ from generator.champion import Champion, ChampionPointer, ChampionUnreadable, No
 
 def champion(number: int) -> Champion:
     return Champion(
-        mllm=f"mllm-v{number:06}",
-        grm=f"grm-v{number:06}",
+        mllm=f"mllm/v{number:06}",
+        grm=f"grm/v{number:06}",
         grm_accuracy=0.75,
         n_grm_pairs=100,
         promoted_at_ms=number,

@@ -40,8 +40,9 @@ ONLINE = OnlineSettings(
     model=ModelSettings(d_model=128, d_field=4, d_hidden=16, learning_rate=0.01, batch_rows=64, ema_steps=8),
     groups=GroupSettings(k_max=2, reservoir_users=64, warm_up_impressions=600, adopt_every_impressions=600),
 )
-PRODUCTS = {"lamp": "Red lamp", "chair": "Oak chair", "table": "Round table"}
-"""By the hash of their ids, `lamp` is held out and the others are learnt from."""
+PRODUCTS = {"lamp": "Red lamp", "chair": "Red lamp", "table": "Red lamp"}
+"""By the hash of their ids, `lamp` is held out and the others are learnt from. Their titles are the same, and so is what
+their groups' features mean: two products are too few to learn that from."""
 SCENES = {"young": ("city street at night", "bokeh lights"), "old": ("misty mountains", "flower meadow")}
 """What users of each age click."""
 
@@ -55,12 +56,24 @@ def settings(folder: Path) -> OfflineSettings:
         held_out_share=0.25,
         chain=ChainSettings(min_new_impressions=1_000, torch_threads=1),
         tracking=TrackingSettings(enabled=False),
-        pretrain=PretrainSettings(n_rows=96, batch_rows=8, checkpoint_steps=4, log_steps=4, n_evaluated=4),
-        reward=RewardSettings(n_steps=12, n_lesson_steps=4, batch_pairs=8, batch_lessons=8),
-        tuples=TupleSettings(n_candidates=4, size_px=64, min_win_probability=0.5),
-        group_dpo=GroupDpoSettings(n_epochs=2, batch_tuples=2, lora_rank=4, checkpoint_steps=1, log_steps=1),
-        prompt_gate=PromptGateSettings(n_groups=4),
-        group_gate=GroupGateSettings(n_groups=4, n_prompts=3),
+        pretrain=PretrainSettings(
+            n_rows=1_120,
+            batch_rows=16,
+            learning_rate=8e-3,
+            n_prompts=2,
+            group_analysis=0,
+            behavioural_prediction=0,
+            product_comprehension=0,
+            p_without_group=0,
+            checkpoint_steps=20,
+            log_steps=5,
+            n_evaluated=4,
+        ),
+        reward=RewardSettings(n_steps=60, n_lesson_steps=0, batch_pairs=8, calibration_share=0),
+        tuples=TupleSettings(n_candidates=6, size_px=64, min_win_probability=0.5),
+        group_dpo=GroupDpoSettings(n_epochs=3, batch_tuples=1, lora_rank=4, checkpoint_steps=1, log_steps=1),
+        prompt_gate=PromptGateSettings(n_groups=6, min_well_formed=0.1, max_loss=1, min_group_specific=0),
+        group_gate=GroupGateSettings(n_groups=4, n_prompts=4, max_loss=10),
     )
 
 

@@ -10,15 +10,17 @@ from offline.runs import CorruptRunLogError, RunLog, RunRecord
 
 
 def run(number, outcome="built", **more):
-    return RunRecord(
-        run_id=f"run-{number}", started_at_ms=number, finished_at_ms=number + 1, outcome=outcome, **more
-    )
+    return RunRecord(run_id=f"run-{number}", started_at_ms=number, finished_at_ms=number + 1, outcome=outcome, **more)
 
 
 def test_runs_come_back_in_order(tmp_path):
     log = RunLog(tmp_path / "deep" / "runs.jsonl")
     assert log.read() == []
-    runs = [run(1, step="grm", figures={"n_rows": 4}, artifact="grm/v000001"), run(2, "skipped", reason="too little\nis new"), run(3, "failed")]
+    runs = [
+        run(1, step="grm", figures={"n_rows": 4}, artifact="grm/v000001"),
+        run(2, "skipped", reason="too little\nis new"),
+        run(3, "failed"),
+    ]
     for record in runs:
         log.append(record)
     assert log.read() == runs

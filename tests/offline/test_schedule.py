@@ -107,7 +107,7 @@ def test_when_the_first_run_of_a_process_is_due(
         run = UnfinishedRun(run_id="run-1-1", dataset="gaip/v000001", all_steps=False)
         ChainState(unfinished=run).write(settings.dataset_dir)
     changed = settings.model_copy(update={"run_at_start": run_at_start, "interval_s": 0.5})
-    due = schedule._next_start(changed, known)
+    due = schedule._first_start(changed, known)
     assert max((due - now).total_seconds(), 0.0) == pytest.approx(waits_s, abs=0.2)
 
 
