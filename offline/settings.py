@@ -67,6 +67,12 @@ class RewardSettings(BaseModel):
     n_lesson_steps: int = Field(
         300, ge=0, description="Steps before those, in which the model learns to name what a picture shows."
     )
+    n_lesson_pictures: int = Field(
+        300,
+        ge=0,
+        description="Pictures that are drawn for lessons from random prompts, of products that are learnt from, besides "
+        "their creatives.",
+    )
     batch_pairs: int = Field(32, ge=1, description="Pairs in a step, each of them in both orders.")
     batch_lessons: int = Field(32, ge=1, description="Pictures in a step of the lessons.")
     learning_rate: float = Field(1e-3, gt=0, description="Highest learning rate.")

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,14 +30,16 @@ from generator.settings import GeneratorSettings
 from offline.dataset import Dataset
 from offline.evaluation import PairAccuracy, accuracy_difference, evaluate
 from offline.gate import compare_policies, grm_refusals, group_refusals
-from offline.grm_training import Lesson, train_grm
+from offline.grm_training import NoPairsError
 from offline.group_dpo import align
 from offline.labelled_pair import Pair, read_pairs
-from offline.pairs import HELD_OUT, TRAIN, is_held_out
+from offline.lessons import drawn_lessons
+from offline.pairs import HELD_OUT, is_held_out
 from offline.pretrain import Pictures, pretrain, teacher_of
 from offline.pretrain_source import ProductSource
 from offline.prompt_gate import measure_prompts, refusals
 from offline.rebuild import SOURCES_FILE, Clock
+from offline.reward_comparison import RewardData, RewardKind, teach_seeing, train_reward
 from offline.runs import Step
 from offline.settings import OfflineSettings
 from offline.source_file import read_sources_file
@@ -52,6 +54,9 @@ GRM_KIND: Final = "grm"
 MLLM_KIND: Final = "mllm"
 MODEL_KINDS: Final = (BASE_KIND, GRM_KIND, TUPLES_KIND, MLLM_KIND)
 """Kinds of the artifacts that the steps make from datasets."""
+
+_LOGGED_STEPS: Final = 20
+"""Steps of the GRM between two lines of the log."""
 
 OnProgress = Callable[[Step, int, int, Mapping[str, float]], None]
 """Is told the step, how much of how much of it is done, and what was measured by then."""
@@ -185,30 +190,48 @@ def grm_step(shop: Workshop, dataset: Artifact, base: Artifact) -> Artifact:
     }
 
     def make(folder: Path, draft: ArtifactDraft) -> None:
-        learnt, held_out = pairs_of(dataset, TRAIN), pairs_of(dataset, HELD_OUT)
-        grm = Grm(shop.load_mllm(base))
-        n_lessons = settings.n_lesson_steps
+        data = reward_data(shop, dataset)
+        n_lessons = settings.n_lesson_steps if data.lessons else 0
         n_steps = n_lessons + settings.n_steps
+        seen: dict[str, torch.Tensor] = {}
 
         def on_step(stage: str, step: int, loss: float) -> None:
             done = step + 1 + (n_lessons if stage == "pairs" else 0)
+            if done % _LOGGED_STEPS == 0 or done == n_steps:
+                log.info("step %d of %d: %s loss %.4f", done, n_steps, stage, loss)
             shop.on_progress("grm", done, n_steps, {f"{stage}_loss": loss})
 
-        train_grm(grm, learnt, settings, seed=shop.seed, lessons=lessons_of(dataset, learnt), on_step=on_step)
+        mllm = shop.load_mllm(base)
+        teach_seeing(mllm, data, settings, seed=shop.seed, seen=seen, on_step=on_step)
+        grm = train_reward(RewardKind.GRM, data, settings, mllm, seed=shop.seed, seen=seen, on_step=on_step)
         grm.save(draft.path)
-        draft.figures = {"n_learnt": len(learnt), **(accuracy_figures(evaluate(grm, held_out)) if held_out else {})}
+        measured = accuracy_figures(evaluate(grm, data.held_out)) if data.held_out else {}
+        draft.figures = {"n_learnt": len(data.learnt), "n_lessons": len(data.lessons), **measured}
 
     return _made(shop, GRM_KIND, made_from, make)
 
 
-def lessons_of(dataset: Artifact, learnt: Sequence[Pair]) -> list[Lesson]:
-    """Return the pictures of pairs that are learnt from, with the prompts that they were drawn from."""
-    pairs = Dataset.read(dataset.path).pairs
-    prompts: dict[str, str | None] = {}
-    for side in ("w", "l"):
-        prompts.update(zip(pairs[f"creative_{side}"].to_pylist(), pairs[f"prompt_{side}"].to_pylist(), strict=True))
-    seen = {picture.key: picture for pair in learnt for picture in (pair.winner_first.first, pair.winner_first.second)}
-    return [Lesson(picture, prompt) for key, picture in sorted(seen.items()) if (prompt := prompts[key])]
+def reward_data(shop: Workshop, dataset: Artifact) -> RewardData:
+    """Return a dataset's pairs, with the lessons of its creatives and of pictures drawn for products learnt from.
+
+    Raises
+    ------
+    offline.grm_training.NoPairsError
+        If there is no pair to learn from.
+    """
+    dataset.verify()
+    data = RewardData.read(Dataset.read(dataset.path))
+    if not data.learnt:
+        raise NoPairsError
+    held_out = {pair.product_id for pair in data.held_out}
+    drawn = drawn_lessons(
+        [product for product in sources_of(dataset) if product.product_id not in held_out],
+        choose_renderer(shop.generator),
+        n_pictures=shop.offline.reward.n_lesson_pictures,
+        size_px=shop.offline.tuples.size_px,
+        seed=shop.seed,
+    )
+    return replace(data, lessons=[*data.lessons, *drawn])
 
 
 def accuracy_figures(accuracy: PairAccuracy) -> dict[str, float]:
@@ -254,8 +277,8 @@ def tuples_step(shop: Workshop, dataset: Artifact, policy: Artifact, grm: Artifa
     )
 
 
-def group_dpo_step(shop: Workshop, tuples: Artifact, policy: Artifact) -> Artifact:
-    """Align a G-MLLM with preference tuples by Group-DPO: the artifact ``mllm``."""
+def group_dpo_step(shop: Workshop, tuples: Artifact, policy: Artifact, *, kind: str = MLLM_KIND) -> Artifact:
+    """Align a G-MLLM with preference tuples by Group-DPO: the artifact ``mllm``, or of another kind to compare with."""
     settings = shop.offline.group_dpo
     made_from = {
         "tuples": tuples.name,
@@ -286,7 +309,7 @@ def group_dpo_step(shop: Workshop, tuples: Artifact, policy: Artifact) -> Artifa
             **({} if report.margin is None else {"preference_margin": report.margin}),
         }
 
-    return _made(shop, MLLM_KIND, made_from, make)
+    return _made(shop, kind, made_from, make)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import msgspec
 from rich.console import RenderableType
@@ -17,13 +19,33 @@ from offline.runs import RunRecord
 from offline.schedule import next_start
 from offline.settings import OfflineSettings
 from osmf.figures import Figures, commit, device, format_number
+from state.artifact import ArtifactStore
+
+if TYPE_CHECKING:
+    from osmf.chain_comparison import ChainArtifacts, ChainComparison
 
 _SHOWN = 6
 """Figures of a step that its line shows."""
 
 
-def chain_figures(rooms: ChainRooms, records: Sequence[RunRecord], started_s: float) -> Figures:
-    """Return the figures of a run: each step's, under its name."""
+def made_by(settings: OfflineSettings, run_id: str) -> ChainArtifacts | None:
+    """Return what a run has made, by the run log; None where it did not come to an aligned G-MLLM."""
+    from osmf.chain_comparison import ChainArtifacts
+
+    store = ArtifactStore(settings.dataset_dir)
+    steps = {record.step: record.artifact for record in read_runs(settings) if record.run_id == run_id}
+    found = [
+        None if (name := steps.get(step)) is None else store.named(name)
+        for step in ("rebuild", "pretrain", "grm", "tuples", "group-dpo")
+    ]
+    whole = [artifact for artifact in found if artifact is not None]
+    return ChainArtifacts(*whole) if len(whole) == len(found) else None
+
+
+def chain_figures(
+    rooms: ChainRooms, records: Sequence[RunRecord], started_s: float, comparison: ChainComparison | None = None
+) -> Figures:
+    """Return the figures of a run: each step's under its name, and those of the comparison."""
     metrics = {
         f"{record.step.replace('-', '_')}_{name}": value for record in records for name, value in record.figures.items()
     }
@@ -33,8 +55,10 @@ def chain_figures(rooms: ChainRooms, records: Sequence[RunRecord], started_s: fl
         seeds={"chain": rooms.offline.chain.seed},
         device=device(),
         seconds=time.monotonic() - started_s,
-        metrics=metrics,
+        metrics=metrics | ({} if comparison is None else comparison.figures),
         detail={
+            "groups": [] if comparison is None else [asdict(group) for group in comparison.groups],
+            "no_truth": None if comparison is None else comparison.no_truth,
             "run_id": records[-1].run_id,
             "outcome": records[-1].outcome,
             "reason": records[-1].reason,
@@ -70,6 +94,44 @@ def records_table(records: Sequence[RunRecord], *, title: str | None = None) -> 
             ", ".join(figures),
         )
     return table
+
+
+def comparison_tables(comparison: ChainComparison) -> list[RenderableType]:
+    """Return what a run's models are worth beside others, for people."""
+    figures = comparison.figures
+
+    def interval(name: str, form: str) -> str:
+        return f"{figures[f'{name}_low']:{form}} to {figures[f'{name}_high']:{form}}"
+
+    accuracies = Table(title="winners named of held-out pairs", title_justify="left", header_style="dim")
+    for column in ("scorer", "accuracy", "95% interval"):
+        accuracies.add_column(column)
+    for name in [name.removesuffix("_accuracy_low") for name in figures if name.endswith("_accuracy_low")]:
+        accuracies.add_row(name, f"{figures[f'{name}_accuracy']:.1%}", interval(f"{name}_accuracy", ".1%"))
+    aligned = Table(title="alignment, on held-out tuples", title_justify="left", header_style="dim")
+    for column in ("method", "preference accuracy", "margin"):
+        aligned.add_column(column)
+    for name in ("group_dpo", "no_group_dpo"):
+        if f"{name}_accuracy" in figures:
+            aligned.add_row(name, f"{figures[f'{name}_accuracy']:.1%}", f"{figures[f'{name}_margin']:.3f}")
+    shown: list[RenderableType] = [accuracies, aligned]
+    if comparison.no_truth is not None:
+        return [*shown, comparison.no_truth]
+    clicked = Table(title="simulated CTR of creatives written for each group", title_justify="left", header_style="dim")
+    for column in ("product", "group", "pre-trained", "Group-DPO", "no-group DPO"):
+        clicked.add_column(column)
+    for group in comparison.groups:
+        ctrs = (f"{ctr:.2%}" for ctr in (group.before, group.after, group.no_group))
+        clicked.add_row(group.title, str(group.group_id), *ctrs)
+    clicked.add_section()
+    clicked.add_row("all", "", *(f"{figures[f'ctr_{name}']:.2%}" for name in ("before", "after", "no_group")))
+    said = {
+        "ctr_uplift": "Group-DPO over the pre-trained G-MLLM",
+        "ctr_uplift_no_group": "no-group DPO over the pre-trained G-MLLM",
+        "ctr_gain_over_no_group": "Group-DPO over no-group DPO",
+    }
+    lines = [f"{what}: {figures[name]:+.1%} ({interval(name, '+.1%')})" for name, what in said.items()]
+    return [*shown, clicked, "\n".join(lines)]
 
 
 def status_figures(settings: OfflineSettings) -> Figures:

@@ -10,6 +10,8 @@ import typer
 from osmf.commands.common import Json, command_settings, fail, show
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from offline.chain import ChainRooms
     from offline.settings import OfflineSettings
     from offline.watcher import Watcher
@@ -42,20 +44,29 @@ def run(
     """Run the chain now, or go on with a killed run; ends with 0: promoted or skipped, 1: failed, 3: refused."""
     import time
 
-    from offline.chain import run_chain
+    from offline.chain import run_chain, wall_clock_ms
     from offline.chain_state import ChainStateUnreadable
     from offline.run_lock import RunUnderWay
-    from osmf.chain_report import chain_figures, records_table
+    from osmf.chain_report import chain_figures, comparison_tables, made_by, records_table
     from osmf.chain_screen import ChainScreen
 
     started_s = time.monotonic()
-    rooms = _rooms(command_settings(), preset)
+    settings = command_settings()
+    rooms = _rooms(settings, preset)
     try:
         with ChainScreen() as screen:
             records = run_chain(rooms, all_steps=all_steps, watcher=_watchers(screen, rooms.offline))
     except (RunUnderWay, ChainStateUnreadable) as error:
         raise fail(error) from error
-    show(chain_figures(rooms, records, started_s), json, [records_table(records)])
+    shown: list[RenderableType] = [records_table(records)]
+    comparison = None
+    if all_steps and (made := made_by(rooms.offline, records[-1].run_id)) is not None:
+        from osmf.chain_comparison import compare
+
+        typer.echo("comparing with other reward models and with no-group DPO", err=True)
+        comparison = compare(rooms, settings.simulator, made, wall_clock_ms)
+        shown += comparison_tables(comparison)
+    show(chain_figures(rooms, records, started_s, comparison), json, shown)
     raise typer.Exit({"failed": 1, "refused": REFUSED}.get(records[-1].outcome, 0))
 
 

@@ -41,8 +41,8 @@ ONLINE = OnlineSettings(
     groups=GroupSettings(k_max=2, reservoir_users=64, warm_up_impressions=600, adopt_every_impressions=600),
 )
 PRODUCTS = {"lamp": "Red lamp", "chair": "Red lamp", "table": "Red lamp"}
-"""By the hash of their ids, `lamp` is held out and the others are learnt from. Their titles are the same, and so is what
-their groups' features mean: two products are too few to learn that from."""
+"""By the hash of their ids, `lamp` is held out and the others are learnt from. Their titles are the same, and so is
+what their groups' features mean: two products are too few to learn that from."""
 SCENES = {"young": ("city street at night", "bokeh lights"), "old": ("misty mountains", "flower meadow")}
 """What users of each age click."""
 
@@ -69,7 +69,7 @@ def settings(folder: Path) -> OfflineSettings:
             log_steps=5,
             n_evaluated=4,
         ),
-        reward=RewardSettings(n_steps=60, n_lesson_steps=0, batch_pairs=8, calibration_share=0),
+        reward=RewardSettings(n_steps=60, n_lesson_steps=0, n_lesson_pictures=0, batch_pairs=8, calibration_share=0),
         tuples=TupleSettings(n_candidates=6, size_px=64, min_win_probability=0.5),
         group_dpo=GroupDpoSettings(n_epochs=3, batch_tuples=1, lora_rank=4, checkpoint_steps=1, log_steps=1),
         prompt_gate=PromptGateSettings(n_groups=6, min_well_formed=0.1, max_loss=1, min_group_specific=0),
