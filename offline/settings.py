@@ -70,7 +70,7 @@ class RewardSettings(BaseModel):
     n_lesson_pictures: int = Field(
         300,
         ge=0,
-        description="Pictures that are drawn for lessons from random prompts, of products that are learnt from, besides "
+        description="Pictures drawn for lessons from random prompts, of products that are learnt from, besides "
         "their creatives.",
     )
     batch_pairs: int = Field(32, ge=1, description="Pairs in a step, each of them in both orders.")
