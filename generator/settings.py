@@ -330,7 +330,7 @@ class GeneratorSettings(BaseModel):
     mllm: MllmSettings = Field(MllmSettings(), description="The model that writes prompts for a group.")
     models_dir: Path = Field(
         Path("out/offline"),
-        description="Folder of the models that `osmf offline` trains (`offline.dataset_dir`), where the champion is.",
+        description="Folder of the models of the offline chain (`offline.dataset_dir`), where the champion is.",
     )
 
     @model_validator(mode="after")

@@ -42,7 +42,8 @@ def run_restore(folder: Path, path: Path, *, now_ms: int, force: bool) -> tuple[
                 "" if aside is None else f" The former state is kept in {aside}.",
             )
         )
-    shown.append(Text("Start again whatever reads this state (`osmf serve`, `osmf generator`, `osmf offline`)."))
+    readers = "`osmf serve`, `osmf generator`, `osmf offline schedule`"
+    shown.append(Text(f"Start again whatever reads this state ({readers})."))
     return _figures("restore", [manifest for manifest, _ in restored.values()], started_s, detail), list(shown)
 
 

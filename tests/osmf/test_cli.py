@@ -13,7 +13,7 @@ from osmf.cli import app
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
-    *("demo", "broker", "online", "generator", "offline", "serve", "simulate"),
+    *("demo", "broker", "online", "generator", "serve", "simulate"),
     *(
         "replay",
         "inspect",
@@ -25,6 +25,7 @@ COMMANDS = [
         "eval",
         "schemas",
         "settings",
+        "offline",
         "state",
         "creative",
     ),
