@@ -71,7 +71,7 @@ def test_a_body_that_is_no_decide_call_is_a_400(client: TestClient, content: byt
     error = answer.json()["error"]
     assert error.startswith("the body is no decide call: ")
     assert error.endswith("; nothing was decided")
-    assert said in error
+    assert said.lower() in error.lower()  # its words differ between versions of msgspec
 
 
 @pytest.mark.parametrize("product", ["unheard of", "bare"])
