@@ -214,7 +214,9 @@ class _Run:
             log.error("%s has failed %d times and is given up", self.run_id, run.n_failures)
         trained = TrainedFrom(run_id=self.run_id, dataset=dataset.name, n_impressions=n_impressions_of(dataset))
         ChainState(trained=trained).write(self._folder)
-        shutil.rmtree(self._folder / WORK_FOLDER, ignore_errors=True)
+        shutil.rmtree(self._folder / WORK_FOLDER / self.run_id, ignore_errors=True)
+        with suppress(OSError):  # somebody else's work is in it, or none was left
+            (self._folder / WORK_FOLDER).rmdir()
         self._prune()
 
     def _dataset(self, state: ChainState) -> Artifact:
@@ -257,6 +259,7 @@ class _Run:
 
     def _train(self, dataset: Artifact) -> None:
         import torch
+        from transformers.utils.logging import disable_progress_bar
 
         from offline import steps
         from offline.grm_training import NoPairsError
@@ -264,6 +267,7 @@ class _Run:
         from offline.pretrain_rows import NothingToLearnFrom
 
         torch.set_num_threads(self._settings.chain.torch_threads)
+        disable_progress_bar()  # the watcher shows progress
         shop = steps.Workshop(
             self._settings,
             self.rooms.generator,
@@ -278,14 +282,14 @@ class _Run:
         tuples = self._build("tuples", lambda: steps.tuples_step(shop, dataset, base, grm))
         mllm = self._build("group-dpo", lambda: steps.group_dpo_step(shop, tuples, base), nothing=NoTuplesError)
         started_at_ms = self.clock()
-        before = ChampionPointer(self._folder).read()
-        verdict = self._take("gate", lambda: steps.gate_step(shop, dataset, mllm, grm, before or base))
+        champion = ChampionPointer(self._folder)
+        verdict = self._take("gate", lambda: steps.gate_step(shop, dataset, mllm, grm, champion.read() or base))
         if verdict.refusals:
             self._end("gate", started_at_ms, "refused", "; ".join(verdict.refusals), figures=verdict.figures)
         self._record("gate", started_at_ms, "passed", figures=verdict.figures)
         started_at_ms = self.clock()
-        champion = self._take("promote", lambda: steps.promote_step(shop, mllm, grm, verdict.figures))
-        self._record("promote", started_at_ms, "promoted", reason=champion.reason, artifact=mllm)
+        promoted = self._take("promote", lambda: steps.promote_step(shop, mllm, grm, verdict.figures))
+        self._record("promote", started_at_ms, "promoted", reason=promoted.reason, artifact=mllm)
 
     def _kept_base(self, shop: Workshop) -> Artifact | None:
         """Return the pre-trained G-MLLM that is still good for a run; None where one has to be made."""

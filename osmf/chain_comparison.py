@@ -131,6 +131,7 @@ def compare(rooms: ChainRooms, simulator: SimulatorSettings, made: ChainArtifact
             GroupCtr(product.product_id, product.title, group.group_id, *map(float, ctrs))
             for (product, group), *ctrs in zip(who, *(value.by_group for value in clicked.values()), strict=True)
         ]
+    shop.artifacts.prune(NO_GROUP_KIND, 1)
     shutil.rmtree(work, ignore_errors=True)
     return ChainComparison(figures, groups, no_truth)
 

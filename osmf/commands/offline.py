@@ -47,6 +47,7 @@ def run(
     from offline.chain import run_chain, wall_clock_ms
     from offline.chain_state import ChainStateUnreadable
     from offline.run_lock import RunUnderWay
+    from offline.runs import CorruptRunLogError
     from osmf.chain_report import chain_figures, comparison_tables, made_by, records_table
     from osmf.chain_screen import ChainScreen
 
@@ -56,7 +57,7 @@ def run(
     try:
         with ChainScreen() as screen:
             records = run_chain(rooms, all_steps=all_steps, watcher=_watchers(screen, rooms.offline))
-    except (RunUnderWay, ChainStateUnreadable) as error:
+    except (RunUnderWay, ChainStateUnreadable, CorruptRunLogError) as error:
         raise fail(error) from error
     shown: list[RenderableType] = [records_table(records)]
     comparison = None
