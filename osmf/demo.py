@@ -119,6 +119,7 @@ def _demo_settings(settings: Settings, out: Path, n_impressions: int | None, see
         settings,
         "generator",
         state_path=out / "generator-state",
+        models_dir=out / "offline",
         storage_url=str((out / "creatives").resolve()),
         review_url=str((out / "review").resolve()),
     )
