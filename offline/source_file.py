@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from offline.pretrain_source import GroupSource, ProductSource
-from offline.snapshot import N_FEATURE_POINTS
-from state.records import ProfileTrait
+from state.records import N_FEATURE_POINTS, ProfileTrait
 
 _WORDS: Final = pa.map_(pa.string(), pa.string())
 _TRAIT: Final = pa.struct(

@@ -332,7 +332,7 @@ def gate_step(shop: Workshop, dataset: Artifact, mllm: Artifact, grm: Artifact, 
     new = shop.load_mllm(mllm)
     sources, settings = sources_of(dataset), shop.offline
     with_group = settings.group_dpo.with_group
-    quality = [
+    prompts_before, prompts_after = (
         measure_prompts(
             policy,
             sources,
@@ -343,7 +343,7 @@ def gate_step(shop: Workshop, dataset: Artifact, mllm: Artifact, grm: Artifact, 
             pictures=Pictures.of(policy),
         )
         for policy in (old, new)
-    ]
+    )
     changes = compare_policies(
         old,
         new,
@@ -363,10 +363,10 @@ def gate_step(shop: Workshop, dataset: Artifact, mllm: Artifact, grm: Artifact, 
             "accuracy_gain_high": to_champion.high,
         }
     figures |= {
-        "p_well_formed_before": quality[0].drawn.p_well_formed,
-        "p_well_formed": quality[1].drawn.p_well_formed,
-        "p_group_specific": quality[1].p_group_specific,
-        "n_choices": quality[1].n_choices,
+        "p_well_formed_before": prompts_before.drawn.p_well_formed,
+        "p_well_formed": prompts_after.drawn.p_well_formed,
+        "p_group_specific": prompts_after.p_group_specific,
+        "n_choices": prompts_after.n_choices,
         "n_groups_compared": len(changes),
     }
     if changes:
@@ -376,7 +376,7 @@ def gate_step(shop: Workshop, dataset: Artifact, mllm: Artifact, grm: Artifact, 
         }
     refused = [
         *grm_refusals(accuracy, to_champion),
-        *refusals(*quality, settings.prompt_gate, with_group=with_group),
+        *refusals(prompts_before, prompts_after, settings.prompt_gate, with_group=with_group),
         *group_refusals(changes, settings.group_gate),
     ]
     return Verdict(tuple(refused), figures)
