@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from transformers import BatchFeature, LlavaProcessor
+from transformers.utils import is_flash_attn_2_available
 
 from generator.efficientnet_tower import EfficientNetTowerConfig
 from generator.group_llava import GROUP_TOKEN, GroupLlavaForConditionalGeneration
@@ -37,6 +38,23 @@ class InstructionHoldsPlaceholder(ValueError):
             f"the text {text!r} holds {placeholder!r}; allowed is any text without it: where group and pictures stand "
             "is decided by the input's other fields. Nothing was encoded."
         )
+
+
+class AttentionUnavailable(RuntimeError):
+    """An attention that this machine cannot run."""
+
+    def __init__(self, attention: str) -> None:
+        super().__init__(
+            f"generator.mllm.attention is {attention!r}, which needs a CUDA device and the package flash-attn; allowed "
+            "without them are 'sdpa', which takes PyTorch's own flash kernels where it can, and 'eager'. "
+            "No model was made."
+        )
+
+
+def check_attention(attention: str) -> None:
+    """Raise `AttentionUnavailable` where an attention, by transformers' name, cannot run: it would be downloaded."""
+    if attention == "flash_attention_2" and not is_flash_attn_2_available():
+        raise AttentionUnavailable(attention)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -232,7 +250,14 @@ class GroupMllm:
     def load(
         cls, folder: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu", attention: str = "sdpa"
     ) -> GroupMllm:
-        """Read a G-MLLM that `save` wrote; for anybody's LLaVA see `generator.mllm_presets`."""
+        """Read a G-MLLM that `save` wrote; for anybody's LLaVA see `generator.mllm_presets`.
+
+        Raises
+        ------
+        AttentionUnavailable
+            If this machine cannot run that attention.
+        """
+        check_attention(attention)
         model = GroupLlavaForConditionalGeneration.from_pretrained(
             folder, dtype=dtype, attn_implementation=attention, local_files_only=True
         )

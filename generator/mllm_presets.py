@@ -22,16 +22,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from generator.efficientnet_tower import (
-    IMAGE_MEAN,
-    IMAGE_PX,
-    IMAGE_STD,
-    PATCH_PX,
-    EfficientNetTowerConfig,
-)
+from generator.efficientnet_tower import PATCH_PX, EfficientNetTowerConfig
+from generator.frozen_tower import IMAGE_MEAN, IMAGE_PX, IMAGE_STD
 from generator.group_llava import GROUP_TOKEN, GroupLlavaConfig, GroupLlavaForConditionalGeneration
 from generator.instructions import INSTRUCTIONS
-from generator.mllm import GroupMllm
+from generator.mllm import GroupMllm, check_attention
 from generator.prompt import VOCABULARY
 from generator.settings import MllmSettings
 from generator.statistics_tower import StatisticsTowerConfig
@@ -56,9 +51,7 @@ class PresetUnavailable(RuntimeError):
         super().__init__(f"the preset {preset!r} needs {lacking}. No model was made.")
 
 
-def build_mllm(
-    settings: MllmSettings, *, seed: int, corpus: Iterable[str] = (), device: str = "cpu", attention: str = "sdpa"
-) -> GroupMllm:
+def build_mllm(settings: MllmSettings, *, seed: int, corpus: Iterable[str] = (), device: str = "cpu") -> GroupMllm:
     """Make the G-MLLM that pre-training starts from.
 
     Parameters
@@ -69,14 +62,17 @@ def build_mllm(
         Seed of the weights that are new: all of `tiny`'s, the projectors of `smol`, the group projector of `llava`.
     corpus
         Texts, such as titles, that `tiny`'s tokenizer is fitted to besides the instruction pool.
-    device, attention
-        Where the model goes, and transformers' name of its attention (``sdpa``, ``flash_attention_2``, ``eager``).
+    device
+        Where the model goes.
 
     Raises
     ------
     PresetUnavailable
         If the preset's package is not installed, or `llava` is asked for without a checkpoint.
+    generator.mllm.AttentionUnavailable
+        If this machine cannot run the attention that is set.
     """
+    check_attention(settings.attention)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if settings.preset == "tiny":
@@ -85,7 +81,7 @@ def build_mllm(
             mllm = _smol(settings)
         else:
             mllm = _llava(settings)
-    mllm.model.set_attn_implementation(attention)
+    mllm.model.set_attn_implementation(settings.attention)
     torch.nn.Module.to(mllm.model, device, getattr(torch, settings.dtype))
     return mllm
 

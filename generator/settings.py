@@ -192,7 +192,16 @@ class MllmSettings(BaseModel):
         "is SmolLM2-135M with EfficientNet-Lite0 for eyes, `llava` any LLaVA checkpoint.",
     )
     checkpoint: str | None = Field(None, description="Folder or hub id of the checkpoint that `llava` starts from.")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type of the weights.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Type of the weights. On a GPU training computes in bfloat16 either way; float32 keeps small "
+        "updates of whole models, bfloat16 halves the memory of one that only an adapter is trained on.",
+    )
+    attention: Literal["sdpa", "flash_attention_2", "eager"] = Field(
+        "sdpa",
+        description="Attention: `sdpa` is PyTorch's own, `flash_attention_2` needs a GPU and the package flash-attn, "
+        "`eager` is for comparison.",
+    )
     group_hidden_size: int = Field(512, ge=1, description="Width of the hidden layer of e_G = MLP(G).")
     max_new_tokens: int = Field(96, ge=1, description="Longest prompt that it may write, in tokens.")
     temperature: float = Field(

@@ -5,13 +5,12 @@ style transfer matches). A linear reading of them names the five slots of drawn 
 99%, 99%, 87%, 97% and 88% of cases after 900 pictures; one of the last layer's average in 79%, 54%, 45%, 87% and 42%.
 """
 
-from typing import Any, Final
+from typing import Final
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
-from generator.efficientnet_tower import pretrained_network
+from generator.frozen_tower import FrozenTower, empty_network, pretrained_network
 
 TAPPED_BLOCKS: Final = (1, 3, 5, 9)
 """Blocks whose channels are read, at strides 4, 8, 16 and 16."""
@@ -32,50 +31,30 @@ class StatisticsTowerConfig(PreTrainedConfig):
     hidden_size: int = 2 * _N_CELLS * sum(_CHANNELS)
 
 
-class StatisticsTower(PreTrainedModel):
-    """Means and deviations of early channels in the quarters of a picture; its weights never change."""
+class StatisticsTower(FrozenTower):
+    """Means and deviations of early channels in the quarters of a picture."""
 
     config: StatisticsTowerConfig
-    main_input_name = "pixel_values"
-    _supports_sdpa = True
-    _supports_flash_attn = True
 
     def __init__(self, config: StatisticsTowerConfig) -> None:
         super().__init__(config)
-        from efficientnet_lite_pytorch import EfficientNet
-
-        network = EfficientNet.from_name("efficientnet-lite0")
+        network = empty_network()
         self.stem = torch.nn.Sequential(network._conv_stem, network._bn0, network._swish)
         self.blocks = torch.nn.ModuleList(network._blocks[: TAPPED_BLOCKS[-1] + 1])
-        self.requires_grad_(False)
-        self.train(False)  # also before anybody says so: a module starts in training mode
-        self.post_init()  # type: ignore[no-untyped-call]
+        self.freeze()
 
-    def train(self, mode: bool = True) -> "StatisticsTower":
-        """Stay in evaluation mode: the statistics of the batch norms are part of what is frozen."""
-        super().train(False)
-        return self
-
-    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutput:
-        """Return one token of width 2048 for each picture, (n, 3, 224, 224)."""
+    def look(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return one token of width 2048 for each picture."""
         statistics: list[torch.Tensor] = []
-        with torch.no_grad():
-            features = self.stem(pixel_values.to(self.dtype))
-            for number, block in enumerate(self.blocks):
-                features = block(features)  # (n, C, H, W)
-                if number in TAPPED_BLOCKS:
-                    statistics += _statistics(features, block.get_submodule("_bn2"))
-        tokens = torch.cat(statistics, dim=1).unsqueeze(1)  # (n, 1, 2048)
-        return BaseModelOutput(last_hidden_state=tokens, hidden_states=(tokens,))
+        features = self.stem(pixels)
+        for number, block in enumerate(self.blocks):
+            features = block(features)  # (n, C, H, W)
+            if number in TAPPED_BLOCKS:
+                statistics += _statistics(features, block.get_submodule("_bn2"))
+        return torch.cat(statistics, dim=1).unsqueeze(1)  # (n, 1, 2048)
 
     def load_package_weights(self) -> None:
-        """Take the pretrained weights from their package.
-
-        Raises
-        ------
-        generator.efficientnet_tower.TowerWeightsMissing
-            If the package is not installed.
-        """
+        """Take the pretrained weights from their package."""
         network = pretrained_network()
         self.stem[0].load_state_dict(network.get_submodule("_conv_stem").state_dict())
         self.stem[1].load_state_dict(network.get_submodule("_bn0").state_dict())

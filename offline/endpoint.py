@@ -6,27 +6,25 @@ from typing import Any
 
 import httpx
 
-
-def chat_url(base_url: str) -> str:
-    """Return where an endpoint of a base URL is asked."""
-    return f"{base_url.rstrip('/')}/chat/completions"
+from offline.settings import EndpointSettings
 
 
-def ask(client: httpx.Client, url: str, body: dict[str, Any], *, key: str | None, timeout_s: float) -> dict[str, Any]:
+def chat_url(endpoint: EndpointSettings) -> str:
+    """Return where an endpoint is asked; it has a URL."""
+    return f"{str(endpoint.url).rstrip('/')}/chat/completions"
+
+
+def ask(client: httpx.Client, endpoint: EndpointSettings, body: dict[str, Any]) -> dict[str, Any]:
     """Return the first choice of an endpoint's answer.
 
     Parameters
     ----------
     client
         Makes the request.
-    url
-        See `chat_url`.
+    endpoint
+        Where the model is; it has a URL.
     body
-        The request: model, messages and options.
-    key
-        Bearer token; none or empty: none is sent.
-    timeout_s
-        Longest wait.
+        The request without the model's name: messages and options.
 
     Raises
     ------
@@ -35,8 +33,13 @@ def ask(client: httpx.Client, url: str, body: dict[str, Any], *, key: str | None
     ValueError, LookupError, TypeError
         It answers something else.
     """
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    response = client.post(url, json=body, headers=headers, timeout=timeout_s)
+    key = endpoint.api_key.get_secret_value()
+    response = client.post(
+        chat_url(endpoint),
+        json={"model": endpoint.model, **body},
+        headers={"Authorization": f"Bearer {key}"} if key else {},
+        timeout=endpoint.timeout_s,
+    )
     response.raise_for_status()
     choice: dict[str, Any] = response.json()["choices"][0]
     return choice

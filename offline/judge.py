@@ -16,7 +16,7 @@ import numpy as np
 
 from generator.comparison import Comparison, Floats, Picture
 from offline.endpoint import ask, chat_url
-from offline.settings import JudgeSettings
+from offline.settings import EndpointSettings
 
 _ANSWERS: Final = ("1", "2")
 
@@ -37,16 +37,15 @@ class ZeroShotJudge:
 
     Parameters
     ----------
-    settings
-        Endpoint, model and key.
+    endpoint
+        Where the model is.
     client
         What requests are sent by.
     """
 
-    def __init__(self, settings: JudgeSettings, client: httpx.Client) -> None:
-        self.name = f"judge {settings.model}"
-        self._settings, self._client = settings, client
-        self._url = chat_url(str(settings.url))
+    def __init__(self, endpoint: EndpointSettings, client: httpx.Client) -> None:
+        self.name = f"judge {endpoint.model}"
+        self._endpoint, self._client = endpoint, client
 
     def p_first_wins(self, comparisons: Sequence[Comparison]) -> Floats:
         """Return how probable the model finds it that the first picture is clicked more, (n,).
@@ -67,21 +66,19 @@ class ZeroShotJudge:
         )
         content = [{"type": "text", "text": question}, _image(comparison.first), _image(comparison.second)]
         body = {
-            "model": self._settings.model,
             "messages": [{"role": "user", "content": content}],
             "max_tokens": 1,
             "temperature": 0,
             "logprobs": True,
             "top_logprobs": 5,
         }
-        key = self._settings.api_key.get_secret_value()
-        choice = ask(self._client, self._url, body, key=key, timeout_s=self._settings.timeout_s)
+        choice = ask(self._client, self._endpoint, body)
         chances = _chances(choice)
         if chances is not None:
             return chances[0] / sum(chances)
         answer = str(choice["message"]["content"]).strip()
         if not answer.startswith(_ANSWERS):
-            raise JudgeAnswerError(self._url, answer)
+            raise JudgeAnswerError(chat_url(self._endpoint), answer)
         return 1.0 if answer.startswith("1") else 0.0
 
 

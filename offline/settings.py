@@ -8,19 +8,22 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 
-class TeacherSettings(BaseModel):
-    """Who writes the prompts that pre-training imitates."""
+class EndpointSettings(BaseModel):
+    """A chat model behind an endpoint that speaks OpenAI's protocol."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: str | None = Field(
-        None,
-        description="Base URL of an endpoint that speaks OpenAI's protocol, such as http://127.0.0.1:8000/v1; "
-        "without one a built-in grammar writes the prompts.",
+        None, min_length=1, description="Base URL, such as http://127.0.0.1:8000/v1; none: no such model is asked."
     )
-    model: str = Field("gpt-4o", min_length=1, description="The endpoint's name of the model; the paper's is GPT-4o.")
-    api_key: SecretStr | None = Field(None, description="The endpoint's key, where it wants one.")
-    timeout_s: float = Field(60.0, gt=0, description="Longest wait for one prompt, s.")
+    model: str = Field("gpt-4o", min_length=1, description="The model's name at the endpoint.")
+    api_key: SecretStr = Field(SecretStr(""), description="Bearer token; empty: none is sent.")
+    timeout_s: float = Field(60.0, gt=0, description="Longest wait for an answer, s.")
+
+
+class TeacherSettings(EndpointSettings):
+    """Who writes the prompts that pre-training imitates: an endpoint, or without one a built-in grammar."""
+
     temperature: float = Field(
         1.0, gt=0, le=4, description="How much the prompts of one group differ, of either teacher."
     )
@@ -86,19 +89,6 @@ class RewardSettings(BaseModel):
     calibration_share: float = Field(
         0.15, ge=0, lt=1, description="Share of the products learnt from that is kept back to fit the temperature to."
     )
-
-
-class JudgeSettings(BaseModel):
-    """A vision model behind an OpenAI-compatible endpoint that reward models are compared with."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    url: str | None = Field(
-        None, description="Base URL, such as `http://127.0.0.1:8000/v1`; none: no such model is compared."
-    )
-    model: str = Field("default", description="The model's name at the endpoint.")
-    api_key: SecretStr = Field(SecretStr(""), description="Bearer token; empty: none is sent.")
-    timeout_s: float = Field(60.0, gt=0, description="Longest wait for an answer, s.")
 
 
 class TupleSettings(BaseModel):
@@ -296,7 +286,9 @@ class OfflineSettings(BaseModel):
     )
     pretrain: PretrainSettings = Field(PretrainSettings(), description="Pre-training of the G-MLLM.")
     reward: RewardSettings = Field(RewardSettings(), description="How reward models are trained.")
-    judge: JudgeSettings = Field(JudgeSettings(), description="A general vision model to compare with (Figure 3).")
+    judge: EndpointSettings = Field(
+        EndpointSettings(), description="A general vision model that reward models are compared with (Figure 3)."
+    )
     tuples: TupleSettings = Field(TupleSettings(), description="Preference tuples.")
     group_dpo: GroupDpoSettings = Field(GroupDpoSettings(), description="Alignment of the G-MLLM with groups.")
     prompt_gate: PromptGateSettings = Field(PromptGateSettings(), description="What an aligned G-MLLM must write.")

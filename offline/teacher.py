@@ -181,20 +181,17 @@ class EndpointTeacher:
         return [self._ask(brief, number) for number in range(n_prompts)]
 
     def _ask(self, brief: Brief, number: int) -> Prompt:
-        settings, url = self._settings, chat_url(str(self._settings.url))
-        key = None if settings.api_key is None else settings.api_key.get_secret_value()
         body = {
-            "model": settings.model,
             "messages": [{"role": "user", "content": question(brief)}],
-            "temperature": settings.temperature,
+            "temperature": self._settings.temperature,
             "max_tokens": 200,
             "seed": number,
         }
         try:
-            choice = ask(self._client, url, body, key=key, timeout_s=settings.timeout_s)
+            choice = ask(self._client, self._settings, body)
             written = Prompt.parse(choice["message"]["content"])
         except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
-            raise TeacherFailed(url, f"{type(error).__name__}: {error}") from error
+            raise TeacherFailed(chat_url(self._settings), f"{type(error).__name__}: {error}") from error
         return written.named(UNNAMED_CAPTION)
 
 

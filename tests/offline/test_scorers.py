@@ -23,7 +23,7 @@ from offline.evaluation import ScorerOutputError, evaluate
 from offline.grm_training import CAIG_POINT_WEIGHT, Lesson, NoPairsError, fit_temperature, train_grm
 from offline.judge import JudgeAnswerError, ZeroShotJudge
 from offline.labelled_pair import Pair
-from offline.settings import JudgeSettings, RewardSettings
+from offline.settings import EndpointSettings, RewardSettings
 from online.encoders import HashedImageEncoder, HashedTextEncoder
 
 SMALL = MllmSettings(
@@ -110,7 +110,7 @@ def judge_url():
 @pytest.fixture
 def judge(judge_url):
     with httpx.Client() as client:
-        yield lambda model: ZeroShotJudge(JudgeSettings(url=judge_url, model=model, api_key="secret"), client)
+        yield lambda model: ZeroShotJudge(EndpointSettings(url=judge_url, model=model, api_key="secret"), client)
 
 
 @pytest.fixture(params=["grm", "caig", "cg4ctr", "judge"])
