@@ -101,8 +101,18 @@ class Grm(nn.Module):
         hidden = hidden.flatten(1)  # (B, 3 * D)
         return Judgement(self.fc_cls(hidden), torch.sigmoid(self.fc_ctr(hidden)))
 
-    def lesson_loss(self, instruction: str, pictures: Sequence[Picture], answers: Sequence[str]) -> Tensor:
-        """Return the G-MLLM's loss on what it is to answer to an instruction on each of some pictures."""
+    def n_tokens(self, answers: Sequence[str]) -> int:
+        """Return how many tokens answers have, their ends included."""
+        ended = [self._mllm.answer_text(answer) for answer in answers]
+        return sum(map(len, self._mllm.tokenizer(ended, add_special_tokens=False)["input_ids"]))
+
+    def lesson_loss(
+        self, instruction: str, pictures: Sequence[Picture], answers: Sequence[str], *, n_tokens: float
+    ) -> Tensor:
+        """Return the G-MLLM's loss on what it is to answer to an instruction on each of some pictures.
+
+        It is the sum over the answers' tokens, over ``n_tokens``.
+        """
         tokenizer = self._mllm.tokenizer
         prompt = self._ids(instruction, n_images=1, group=False)
         ended = [self._mllm.answer_text(answer) for answer in answers]
@@ -115,7 +125,8 @@ class Grm(nn.Module):
         answered = torch.tensor([[n_tokens - len(completion)] for completion in completions], device=self._mllm.device)
         ignored = torch.arange(n_tokens, device=self._mllm.device) < answered  # (B, T)
         labels = batch["input_ids"].masked_fill(ignored, IGNORED_LABEL)
-        loss: Tensor = self._mllm.model(**batch, labels=labels, **self._eyes.look(pictures)).loss
+        seen = self._eyes.look(pictures)
+        loss: Tensor = self._mllm.model(**batch, labels=labels, num_items_in_batch=n_tokens, **seen).loss
         return loss
 
     def _ids(self, instruction: str, *, n_images: int, group: bool) -> list[int]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from generator.comparison import Comparison, Floats, Picture
 from generator.grm import Grm
 from generator.prompt import Prompt
+from offline.data_parallel import DataParallel
 from offline.labelled_pair import Pair
 from offline.settings import RewardSettings
 
@@ -51,6 +52,7 @@ def train_grm(
     lessons: Sequence[Lesson] = (),
     point_weight: float = 0.0,
     on_step: OnStep | None = None,
+    processes: DataParallel | None = None,
 ) -> None:
     """Train a reward model on pairs, and calibrate it.
 
@@ -75,6 +77,9 @@ def train_grm(
         Weight of the squared error of both CTRs; `CAIG_POINT_WEIGHT` for CAIG's reward, whose model has no group.
     on_step
         Watches the training.
+    processes
+        Who trains together, by default this process alone: each takes a batch of every step, and all end with the
+        same weights.
 
     Raises
     ------
@@ -83,13 +88,17 @@ def train_grm(
     """
     if not pairs:
         raise NoPairsError
+    if processes is None:
+        processes = DataParallel(on_gpu=next(grm.parameters()).is_cuda)
     rng = np.random.default_rng(seed)
     learnt, kept_back = _by_product(pairs, settings.calibration_share, rng)
     grm.train()
+    with torch.no_grad():
+        processes.copy_first(grm.parameters())
     if lessons:
-        teach(grm, lessons, settings, rng, on_step=on_step)
-    losses = _pair_losses(grm, learnt, settings, point_weight, rng)
-    for step, loss in enumerate(_steps(grm, settings, settings.n_steps, losses)):
+        teach(grm, lessons, settings, rng, on_step=on_step, processes=processes)
+    losses = _pair_losses(grm, learnt, settings, point_weight, rng, processes)
+    for step, loss in enumerate(_steps(grm, settings, settings.n_steps, losses, processes)):
         if on_step is not None:
             on_step("pairs", step, loss)
     grm.eval()
@@ -106,11 +115,13 @@ def teach(
     rng: np.random.Generator,
     *,
     on_step: OnStep | None = None,
+    processes: DataParallel | None = None,
 ) -> None:
     """Teach the G-MLLM below a reward model to name what it sees; heads and group are not needed for it."""
-    for step, loss in enumerate(
-        _steps(grm, settings, settings.n_lesson_steps, _lesson_losses(grm, lessons, settings, rng))
-    ):
+    if processes is None:
+        processes = DataParallel(on_gpu=next(grm.parameters()).is_cuda)
+    losses = _lesson_losses(grm, lessons, settings, rng, processes)
+    for step, loss in enumerate(_steps(grm, settings, settings.n_lesson_steps, losses, processes)):
         if on_step is not None:
             on_step("lessons", step, loss)
 
@@ -145,7 +156,9 @@ def _by_product(pairs: Sequence[Pair], share: float, rng: np.random.Generator) -
     return [pair for pair in pairs if pair.product_id not in back], [pair for pair in pairs if pair.product_id in back]
 
 
-def _steps(grm: Grm, settings: RewardSettings, n_steps: int, losses: Iterator[Tensor]) -> Iterator[float]:
+def _steps(
+    grm: Grm, settings: RewardSettings, n_steps: int, losses: Iterator[Tensor], processes: DataParallel
+) -> Iterator[float]:
     """Take steps down the losses, and yield each before its step; the rate warms up and falls by a cosine."""
     if n_steps == 0:
         return
@@ -156,10 +169,15 @@ def _steps(grm: Grm, settings: RewardSettings, n_steps: int, losses: Iterator[Te
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, settings.learning_rate, total_steps=n_steps, pct_start=0.1, cycle_momentum=False
     )
+    on_gpu = parameters[0].is_cuda
     for _ in range(n_steps):
-        loss = next(losses)
+        with torch.autocast(parameters[0].device.type, torch.bfloat16, enabled=on_gpu):
+            loss = next(losses)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        processes.average(weights.grad for weights in parameters if weights.grad is not None)
+        with torch.no_grad():
+            processes.average([loss])
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
@@ -167,26 +185,44 @@ def _steps(grm: Grm, settings: RewardSettings, n_steps: int, losses: Iterator[Te
 
 
 def _lesson_losses(
-    grm: Grm, lessons: Sequence[Lesson], settings: RewardSettings, rng: np.random.Generator
+    grm: Grm,
+    lessons: Sequence[Lesson],
+    settings: RewardSettings,
+    rng: np.random.Generator,
+    processes: DataParallel,
 ) -> Iterator[Tensor]:
     """Yield the language model's loss on the slot words of a batch's pictures."""
     answers = [", ".join(Prompt.parse(lesson.prompt).slots().values()) for lesson in lessons]
     while True:
-        drawn = rng.integers(len(lessons), size=settings.batch_lessons).tolist()
+        drawn = rng.integers(len(lessons), size=settings.batch_lessons * processes.n).tolist()
+        taken = processes.share(drawn)
+        # A mean over the tokens of all processes' answers.
+        n_tokens = grm.n_tokens([answers[place] for place in drawn]) / processes.n
         yield grm.lesson_loss(
-            LESSON_INSTRUCTION, [lessons[place].picture for place in drawn], [answers[place] for place in drawn]
+            LESSON_INSTRUCTION,
+            [lessons[place].picture for place in taken],
+            [answers[place] for place in taken],
+            n_tokens=n_tokens,
         )
 
 
 def _pair_losses(
-    grm: Grm, pairs: Sequence[Pair], settings: RewardSettings, point_weight: float, rng: np.random.Generator
+    grm: Grm,
+    pairs: Sequence[Pair],
+    settings: RewardSettings,
+    point_weight: float,
+    rng: np.random.Generator,
+    processes: DataParallel,
 ) -> Iterator[Tensor]:
     """Yield the loss of batches of pairs, each in both orders."""
     while True:
-        drawn = [pairs[place] for place in rng.integers(len(pairs), size=settings.batch_pairs).tolist()]
+        places = rng.integers(len(pairs), size=settings.batch_pairs * processes.n).tolist()
+        drawn = [pairs[place] for place in places]
         comparisons = [pair.winner_first for pair in drawn]
         if grm.with_group:
             comparisons = [_varied(comparison, settings.group_noise, rng) for comparison in comparisons]
+        # Drawn and varied for all processes, so that their draws go on alike.
+        drawn, comparisons = list(processes.share(drawn)), list(processes.share(comparisons))
         rows = comparisons + [comparison.swapped() for comparison in comparisons]
         judgement = grm.judge(rows)
         weight = torch.tensor([pair.weight for pair in drawn], device=judgement.logits.device)

@@ -26,6 +26,7 @@ from generator.prompt import is_well_formed
 from generator.prompt_writer import on_white, picture_side_px, prompt_request
 from generator.settings import MllmSettings
 from generator.storage import open_image
+from offline.data_parallel import DataParallel, whole_weights
 from offline.pretrain_rows import PretrainRow, make_rows
 from offline.pretrain_source import GroupSource, ProductSource
 from offline.settings import PretrainSettings
@@ -90,6 +91,7 @@ class PretrainReport:
 
     n_rows: int
     n_steps: int
+    n_processes: int
     first_loss: float
     last_loss: float
     n_seconds: float
@@ -145,34 +147,18 @@ def pretrain(
     callbacks
         Told of every step, such as a progress bar.
     """
-    rows = make_rows(
-        sources,
-        teacher,
-        n_rows=settings.n_rows,
-        n_prompts=settings.n_prompts,
-        task_weights=task_weights(settings),
-        p_without_group=settings.p_without_group,
-        seed=seed,
-    )
-    pictures = Pictures.of(mllm)
-    features = [group.feature for product in sources for group in product.groups]
-    if len(features) > 1:
-        mllm.model.model.group_projector.fit_scale(torch.from_numpy(np.stack(features)))
-    trainer = Trainer(
-        model=mllm.model,
-        args=_arguments(mllm, settings, folder, seed),
-        train_dataset=rows,
-        data_collator=_collator(mllm, pictures),
-        callbacks=[LogProgress(), *callbacks],
-    )
-    for of_library in (PrinterCallback, ProgressCallback):  # they write to standard output, which belongs to figures
-        trainer.remove_callback(of_library)
+    trainer = make_trainer(mllm, sources, teacher, settings, folder=folder, seed=seed, callbacks=callbacks)
     resumed = last_checkpoint(folder)
     if resumed is not None:
         log.info("pre-training goes on from %s", resumed)
     result = trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
     losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
-    prompts = read_prompts(mllm, sources, generation, n_groups=settings.n_evaluated, seed=seed, pictures=pictures)
+    learnt: Any = trainer.train_dataset
+    _put_together(trainer, mllm)
+    pictures = Pictures.of(mllm)
+    prompts = DataParallel(on_gpu=not trainer.args.use_cpu).by_first(  # which has all of the weights
+        lambda: read_prompts(mllm, sources, generation, n_groups=settings.n_evaluated, seed=seed, pictures=pictures)
+    )
     log.info(
         "pre-trained: of %d prompts %.1f%% are well formed, and %.2f nats likelier for their own group",
         prompts.n_prompts,
@@ -180,13 +166,66 @@ def pretrain(
         prompts.specificity_nats,
     )
     return PretrainReport(
-        n_rows=len(rows),
+        n_rows=len(learnt),
         n_steps=int(trainer.state.global_step),
+        n_processes=int(trainer.accelerator.num_processes),
         first_loss=losses[0],
         last_loss=losses[-1],
         n_seconds=float(result.metrics["train_runtime"]),
         prompts=prompts,
     )
+
+
+def make_trainer(
+    mllm: GroupMllm,
+    sources: Sequence[ProductSource],
+    teacher: PromptTeacher,
+    settings: PretrainSettings,
+    *,
+    folder: Path,
+    seed: int,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Trainer:
+    """Return the trainer that `pretrain` runs, for a model that has learnt nothing of groups yet."""
+    features = [group.feature for product in sources for group in product.groups]
+    if len(features) > 1:
+        mllm.model.model.group_projector.fit_scale(torch.from_numpy(np.stack(features)))
+    arguments = _arguments(mllm, settings, folder, seed)
+    trainer = Trainer(
+        model=mllm.model,
+        args=arguments,
+        # By one process: an endpoint is asked once, and would answer another one otherwise.
+        train_dataset=DataParallel(on_gpu=not arguments.use_cpu).by_first(
+            lambda: make_rows(
+                sources,
+                teacher,
+                n_rows=settings.n_rows,
+                n_prompts=settings.n_prompts,
+                task_weights=task_weights(settings),
+                p_without_group=settings.p_without_group,
+                seed=seed,
+            )
+        ),
+        data_collator=_collator(mllm, Pictures.of(mllm)),
+        callbacks=[LogProgress(), *callbacks],
+    )
+    for of_library in (PrinterCallback, ProgressCallback):  # they write to standard output, which belongs to figures
+        trainer.remove_callback(of_library)
+    return trainer
+
+
+def _put_together(trainer: Trainer, mllm: GroupMllm) -> None:
+    """Give the first process's model all of the weights where they were spread over several."""
+    if not trainer.is_fsdp_enabled:
+        return
+    weights = whole_weights(trainer.model)
+    if trainer.is_world_process_zero():
+        whole = type(mllm.model)(mllm.model.config)
+        whole.generation_config = mllm.model.generation_config
+        whole.load_state_dict(weights, assign=True)
+        whole.tie_weights()
+        torch.nn.Module.to(whole, mllm.device)
+        mllm.model = whole
 
 
 def last_checkpoint(folder: Path) -> Path | None:
