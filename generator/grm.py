@@ -121,9 +121,9 @@ class Grm(nn.Module):
             {"input_ids": [prompt + completion for completion in completions]}, padding_side="left", return_tensors="pt"
         ).to(self._mllm.device)
         # All prompts are of one length, and so are the ends of the rows that answer: what stands before is not learnt.
-        n_tokens = batch["input_ids"].shape[1]
-        answered = torch.tensor([[n_tokens - len(completion)] for completion in completions], device=self._mllm.device)
-        ignored = torch.arange(n_tokens, device=self._mllm.device) < answered  # (B, T)
+        length = batch["input_ids"].shape[1]
+        answered = torch.tensor([[length - len(completion)] for completion in completions], device=self._mllm.device)
+        ignored = torch.arange(length, device=self._mllm.device) < answered  # (B, T)
         labels = batch["input_ids"].masked_fill(ignored, IGNORED_LABEL)
         seen = self._eyes.look(pictures)
         loss: Tensor = self._mllm.model(**batch, labels=labels, num_items_in_batch=n_tokens, **seen).loss

@@ -20,21 +20,23 @@ class DataParallel:
     Parameters
     ----------
     on_gpu
-        Whether each has a GPU; else they are on the CPU.
+        Whether each has a GPU, else they are on the CPU; by default where there is any.
+
+    Attributes
+    ----------
+    n
+        How many there are.
+    rank
+        Which of them this is, from 0 on.
+    device
+        Where this one's model is.
     """
 
-    def __init__(self, *, on_gpu: bool) -> None:
-        self._state = PartialState(cpu=not on_gpu)
-
-    @property
-    def n(self) -> int:
-        """How many there are."""
-        return int(self._state.num_processes)
-
-    @property
-    def rank(self) -> int:
-        """Which of them this is, from 0 on."""
-        return int(self._state.process_index)
+    def __init__(self, *, on_gpu: bool | None = None) -> None:
+        state = PartialState(cpu=not (torch.cuda.is_available() if on_gpu is None else on_gpu))
+        self.n = int(state.num_processes)
+        self.rank = int(state.process_index)
+        self.device = str(state.device)
 
     @property
     def is_first(self) -> bool:
@@ -45,11 +47,6 @@ class DataParallel:
     def shards(self) -> bool:
         """Whether accelerate was told to spread a model's weights over them."""
         return os.environ.get("ACCELERATE_USE_FSDP") == "true"
-
-    @property
-    def device(self) -> str:
-        """Where this one's model is."""
-        return str(self._state.device)
 
     def share(self, rows: Sequence[T]) -> Sequence[T]:
         """Return this process's part of rows, whose number all processes divide."""
@@ -70,10 +67,6 @@ class DataParallel:
             return
         for tensor in tensors:
             distributed.broadcast(tensor, src=0)
-
-    def wait(self) -> None:
-        """Wait until all have come here."""
-        self._state.wait_for_everyone()
 
     def by_first(self, make: Callable[[], T]) -> T:
         """Return what the first process makes; the others wait for it."""

@@ -13,12 +13,13 @@ from generator.comparison import Picture
 from generator.grm import Grm
 from generator.mllm import GroupMllm
 from offline.cg4ctr import Cg4Ctr, train_cg4ctr
+from offline.data_parallel import DataParallel
 from offline.dataset import Dataset
 from offline.evaluation import PairAccuracy, evaluate
 from offline.grm_training import CAIG_POINT_WEIGHT, Lesson, OnStep, teach, train_grm
 from offline.labelled_pair import Pair, PairScorer, read_pairs
 from offline.pairs import HELD_OUT, TRAIN
-from offline.settings import JudgeSettings, RewardSettings
+from offline.settings import EndpointSettings, RewardSettings
 from online.encoders import ImageEncoder, TextEncoder
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def train_reward(
     seed: int,
     seen: dict[str, Tensor] | None = None,
     on_step: OnStep | None = None,
+    processes: DataParallel | None = None,
 ) -> Grm:
     """Train a reward model that starts from a G-MLLM, all kinds for the same number of steps.
 
@@ -103,6 +105,8 @@ def train_reward(
         Pictures that the tower has read already, and where those that it reads are kept.
     on_step
         Watches the training.
+    processes
+        Who trains together, by default this process alone.
 
     Raises
     ------
@@ -121,6 +125,7 @@ def train_reward(
             seed=seed,
             point_weight=CAIG_POINT_WEIGHT if kind is RewardKind.CAIG else 0.0,
             on_step=on_step,
+            processes=processes,
         )
     return grm
 
@@ -151,11 +156,12 @@ def teach_seeing(
     seed: int,
     seen: dict[str, Tensor] | None = None,
     on_step: OnStep | None = None,
+    processes: DataParallel | None = None,
 ) -> None:
     """Teach a G-MLLM the lessons, in place, so that several reward models can start from it."""
     if data.lessons:
         grm = Grm(mllm, with_group=False, seen=seen).train()
-        teach(grm, data.lessons, settings, np.random.default_rng(seed), on_step=on_step)
+        teach(grm, data.lessons, settings, np.random.default_rng(seed), on_step=on_step, processes=processes)
         grm.eval()
 
 
@@ -170,7 +176,7 @@ class RewardComparison:
 def compare_rewards(
     data: RewardData,
     settings: RewardSettings,
-    judge: JudgeSettings,
+    judge: EndpointSettings,
     start: Callable[[], GroupMllm],
     encoders: tuple[TextEncoder, ImageEncoder],
     *,

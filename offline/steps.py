@@ -10,9 +10,9 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import httpx
 import msgspec
@@ -27,6 +27,7 @@ from generator.mllm import GroupMllm
 from generator.mllm_presets import build_mllm
 from generator.renderer_choice import choose_renderer
 from generator.settings import GeneratorSettings
+from offline.data_parallel import DataParallel
 from offline.dataset import Dataset
 from offline.evaluation import PairAccuracy, accuracy_difference, evaluate
 from offline.gate import compare_policies, grm_refusals, group_refusals
@@ -45,7 +46,7 @@ from offline.settings import OfflineSettings
 from offline.source_file import read_sources_file
 from offline.tuples import KIND as TUPLES_KIND
 from offline.tuples import build_tuples, read_tuples
-from state.artifact import Artifact, ArtifactDraft, ArtifactStore
+from state.artifact import Artifact, ArtifactStore
 
 log = logging.getLogger(__name__)
 
@@ -84,13 +85,14 @@ class ChampionMissing(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Workshop:
-    """What all steps work with: settings, where artifacts and unfinished work lie, and who watches."""
+    """What all steps work with: settings, where artifacts and unfinished work lie, who watches, who trains together."""
 
     offline: OfflineSettings
     generator: GeneratorSettings
     work_dir: Path
     clock: Clock
     on_progress: OnProgress
+    processes: DataParallel = field(default_factory=DataParallel)
 
     @property
     def artifacts(self) -> ArtifactStore:
@@ -105,19 +107,34 @@ class Workshop:
     @property
     def device(self) -> str:
         """Where models are."""
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return self.processes.device
 
     def load_mllm(self, artifact: Artifact) -> GroupMllm:
         """Read a G-MLLM, after its files were checked."""
         artifact.verify()
-        dtype: torch.dtype = getattr(torch, self.generator.mllm.dtype)
-        return GroupMllm.load(artifact.path, dtype=dtype, device=self.device)
+        settings = self.generator.mllm
+        dtype: torch.dtype = getattr(torch, settings.dtype)
+        return GroupMllm.load(artifact.path, dtype=dtype, device=self.device, attention=settings.attention)
 
     def load_grm(self, artifact: Artifact) -> Grm:
         """Read a GRM, after its files were checked."""
         artifact.verify()
         dtype: torch.dtype = getattr(torch, self.generator.mllm.dtype)
         return Grm.load(artifact.path, dtype=dtype, device=self.device)
+
+
+class _Savable(Protocol):
+    """A model that writes itself into a folder."""
+
+    def save(self, folder: Path) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """What a step has come to: a model, and figures of its manifest."""
+
+    model: _Savable
+    figures: dict[str, float]
 
 
 def sources_of(dataset: Artifact) -> list[ProductSource]:
@@ -144,7 +161,7 @@ def pretrain_step(shop: Workshop, dataset: Artifact) -> Artifact:
     settings, generation = shop.offline.pretrain, shop.generator.mllm
     made_from = {"gaip": dataset.name, **base_settings(shop), "seed": shop.seed}
 
-    def make(folder: Path, draft: ArtifactDraft) -> None:
+    def make(folder: Path) -> _Trained:
         sources = sources_of(dataset)
         mllm = build_mllm(generation, seed=shop.seed, corpus=[product.title for product in sources], device=shop.device)
         with httpx.Client() as client:
@@ -158,15 +175,16 @@ def pretrain_step(shop: Workshop, dataset: Artifact) -> Artifact:
                 seed=shop.seed,
                 callbacks=[_Watched(shop, "pretrain")],
             )
-        mllm.save(draft.path)
-        draft.figures = {
+        figures = {
             "n_rows": report.n_rows,
             "n_steps": report.n_steps,
+            "n_processes": report.n_processes,
             "first_loss": report.first_loss,
             "last_loss": report.last_loss,
             "p_well_formed": report.prompts.p_well_formed,
             "specificity_nats": report.prompts.specificity_nats,
         }
+        return _Trained(mllm, figures)
 
     return _made(shop, BASE_KIND, made_from, make)
 
@@ -189,24 +207,35 @@ def grm_step(shop: Workshop, dataset: Artifact, base: Artifact) -> Artifact:
         "seed": shop.seed,
     }
 
-    def make(folder: Path, draft: ArtifactDraft) -> None:
+    def make(folder: Path) -> _Trained:
         data = reward_data(shop, dataset)
         n_lessons = settings.n_lesson_steps if data.lessons else 0
         n_steps = n_lessons + settings.n_steps
         seen: dict[str, torch.Tensor] = {}
+        losses: list[float] = []
 
         def on_step(stage: str, step: int, loss: float) -> None:
+            if stage == "pairs":
+                losses.append(loss)
             done = step + 1 + (n_lessons if stage == "pairs" else 0)
             if done % _LOGGED_STEPS == 0 or done == n_steps:
                 log.info("step %d of %d: %s loss %.4f", done, n_steps, stage, loss)
             shop.on_progress("grm", done, n_steps, {f"{stage}_loss": loss})
 
-        mllm = shop.load_mllm(base)
-        teach_seeing(mllm, data, settings, seed=shop.seed, seen=seen, on_step=on_step)
-        grm = train_reward(RewardKind.GRM, data, settings, mllm, seed=shop.seed, seen=seen, on_step=on_step)
-        grm.save(draft.path)
+        mllm, together = shop.load_mllm(base), shop.processes
+        teach_seeing(mllm, data, settings, seed=shop.seed, seen=seen, on_step=on_step, processes=together)
+        grm = train_reward(
+            RewardKind.GRM, data, settings, mllm, seed=shop.seed, seen=seen, on_step=on_step, processes=together
+        )
         measured = accuracy_figures(evaluate(grm, data.held_out)) if data.held_out else {}
-        draft.figures = {"n_learnt": len(data.learnt), "n_lessons": len(data.lessons), **measured}
+        figures = {
+            "n_learnt": len(data.learnt),
+            "n_lessons": len(data.lessons),
+            "n_processes": together.n,
+            "first_loss": losses[0],
+            "last_loss": losses[-1],
+        }
+        return _Trained(grm, {**figures, **measured})
 
     return _made(shop, GRM_KIND, made_from, make)
 
@@ -287,7 +316,7 @@ def group_dpo_step(shop: Workshop, tuples: Artifact, policy: Artifact, *, kind: 
         "seed": shop.seed,
     }
 
-    def make(folder: Path, draft: ArtifactDraft) -> None:
+    def make(folder: Path) -> _Trained:
         tuples.verify()
         mllm = shop.load_mllm(policy)
         report = align(
@@ -298,16 +327,17 @@ def group_dpo_step(shop: Workshop, tuples: Artifact, policy: Artifact, *, kind: 
             seed=shop.seed,
             callbacks=[_Watched(shop, "group-dpo")],
         )
-        mllm.save(draft.path)
-        draft.figures = {
+        figures = {
             "n_tuples": report.n_tuples,
             "n_held_out": report.n_held_out,
             "n_steps": report.n_steps,
+            "n_processes": report.n_processes,
             "first_loss": report.first_loss,
             "last_loss": report.last_loss,
             **({} if report.accuracy is None else {"preference_accuracy": report.accuracy}),
             **({} if report.margin is None else {"preference_margin": report.margin}),
         }
+        return _Trained(mllm, figures)
 
     return _made(shop, kind, made_from, make)
 
@@ -428,19 +458,28 @@ def find_artifact(artifacts: ArtifactStore, kind: str, made_from: Mapping[str, A
     return None
 
 
-def _made(
-    shop: Workshop, kind: str, made_from: dict[str, Any], make: Callable[[Path, ArtifactDraft], None]
-) -> Artifact:
-    """Return the artifact that was made from this, or make it, with a work folder that a killed run leaves."""
+def _made(shop: Workshop, kind: str, made_from: dict[str, Any], make: Callable[[Path], _Trained]) -> Artifact:
+    """Return the artifact that was made from this, or make it, with a work folder that a killed run leaves.
+
+    Of several processes that train together, the first one writes.
+    """
+    # A step of several processes has as many batches, so another number of them makes something else.
+    made_from = {**made_from, "n_processes": shop.processes.n}
     found = find_artifact(shop.artifacts, kind, made_from)
     folder = _work_folder(shop, kind, made_from)
     if found is None:
-        with shop.artifacts.write(kind, created_at_ms=shop.clock()) as draft:
-            make(folder, draft)
-            draft.made_from = made_from
-        assert draft.finished is not None
-        found = draft.finished
-    shutil.rmtree(folder, ignore_errors=True)
+        trained = make(folder)
+
+        def write() -> Artifact:
+            with shop.artifacts.write(kind, created_at_ms=shop.clock()) as draft:
+                trained.model.save(draft.path)
+                draft.made_from, draft.figures = made_from, trained.figures
+            assert draft.finished is not None
+            return draft.finished
+
+        found = shop.processes.by_first(write)
+    if shop.processes.is_first:
+        shutil.rmtree(folder, ignore_errors=True)
     return found
 
 

@@ -145,7 +145,7 @@ def build_tuples(
                 on_product(number, len(sources))
     found = [row for product in sources for row in _tuples(product, done[product.product_id])]
     with store.write(KIND, created_at_ms=created_at_ms) as draft:
-        pq.write_table(_to_table(found), draft.file(TUPLES_FILE))
+        write_tuples(found, draft.file(TUPLES_FILE))
         draft.made_from = {**origin, "seed": seed}
         draft.figures = {
             "n_tuples": len(found),
@@ -158,6 +158,11 @@ def build_tuples(
     work_file.unlink()
     assert draft.finished is not None
     return draft.finished
+
+
+def write_tuples(tuples: Sequence[PreferenceTuple], path: Path) -> None:
+    """Write tuples into a file; `read_tuples` gives the same ones back."""
+    pq.write_table(_to_table(tuples), path)
 
 
 def read_tuples(artifact: Artifact) -> list[PreferenceTuple]:

@@ -135,7 +135,13 @@ def _watchers(watcher: Watcher, settings: OfflineSettings) -> Watcher:
 def _rooms(settings: Settings, preset: Preset | None) -> ChainRooms:
     from offline.chain import ChainRooms
 
-    generator = settings.generator
-    if preset is not None:
-        generator = generator.model_copy(update={"mllm": generator.mllm.model_copy(update={"preset": preset.value})})
-    return ChainRooms(settings.state.path, settings.online, generator, settings.offline)
+    settings = with_preset(settings, preset)
+    return ChainRooms(settings.state.path, settings.online, settings.generator, settings.offline)
+
+
+def with_preset(settings: Settings, preset: Preset | None) -> Settings:
+    """Return settings with another preset of the G-MLLM, if one is named."""
+    if preset is None:
+        return settings
+    mllm = settings.generator.mllm.model_copy(update={"preset": preset.value})
+    return settings.model_copy(update={"generator": settings.generator.model_copy(update={"mllm": mllm})})

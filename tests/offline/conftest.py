@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from state.records import (
     Cell,
@@ -31,6 +32,8 @@ class StateWriter:
 
     path: Path
     d_feature: int = 128
+    pictures: Path | None = None
+    """Where creatives' pictures are drawn; without a folder their URIs lead nowhere."""
     changes: ChangeSet = field(default_factory=ChangeSet)
     n_records: int = 0
 
@@ -41,11 +44,16 @@ class StateWriter:
 
     def creative(self, product_id: str, creative_id: str, *, prompt: str | None = None) -> None:
         self.n_records += 1
+        image_uri = f"file:///{creative_id}.png"
+        if self.pictures is not None:
+            path = self.pictures / f"{creative_id}.png"
+            Image.new("RGB", (32, 32), creative_id.rpartition("-")[2]).save(path)
+            image_uri = path.as_uri()
         record = CreativeRecord(
             self.n_records,
             creative_id,
             product_id,
-            f"file:///{creative_id}.png",
+            image_uri,
             None,
             prompt,
             "catalogue",

@@ -17,7 +17,7 @@ from offline.dataset import Dataset
 from offline.lessons import drawn_lessons
 from offline.pairs import HELD_OUT, TRAIN
 from offline.reward_comparison import RewardData, RewardKind, compare_rewards
-from offline.settings import JudgeSettings, RewardSettings
+from offline.settings import EndpointSettings, RewardSettings
 from online.encoders import HashedImageEncoder, HashedTextEncoder
 from tests.offline import dpo_world
 from tests.offline.test_scorers import SMALL, pairs_of_taste
@@ -42,7 +42,7 @@ def test_every_reward_model_is_trained_and_evaluated_on_the_same_pairs():
     compared = compare_rewards(
         data,
         SHORT,
-        JudgeSettings(),
+        EndpointSettings(),
         lambda: build_mllm(SMALL, seed=0),
         (HashedTextEncoder(), HashedImageEncoder()),
         seed=0,
@@ -61,7 +61,7 @@ def test_every_reward_model_is_trained_and_evaluated_on_the_same_pairs():
     again = compare_rewards(
         data,
         SHORT,
-        JudgeSettings(),
+        EndpointSettings(),
         lambda: pytest.fail("all models are there"),
         (HashedTextEncoder(), HashedImageEncoder()),
         seed=0,
