@@ -44,6 +44,6 @@ def reward_world(tmp_path_factory: pytest.TempPathFactory) -> RewardWorld:
     online = OnlineSettings(encoders=EncoderSettings(text="hashed", image="hashed"))
     world = BenchWorld(simulator, online)
     course = CoreRun(world, online, micro_batch_rows=1_024)
-    for _ in course.work_off(world.draw(16_000, np.random.default_rng(0))):
+    for _ in course.work_off(world.draw(30_000, np.random.default_rng(0))):
         pass
     return make_reward_world(world, course, online, OfflineSettings(min_pair_probability=0.9, held_out_share=0.5))
