@@ -150,9 +150,12 @@ class GeneratorWorker:
                 assert isinstance(event, (GroupsShifted, CreativeRequested))
                 if self._is_handled(event.event_id, handled.changes):
                     n_duplicates += 1
-                elif isinstance(event, CreativeRequested):
+                    continue
+                if isinstance(event, CreativeRequested):
                     self._refresh(event, handled, head)
-                elif (later := (latest or {}).get(event.product_id, event)) is not event and _age(later) > _age(event):
+                    continue
+                check_numbers(event)
+                if (later := (latest or {}).get(event.product_id, event)) is not event and _age(later) > _age(event):
                     self._supersede(event, later, handled)
                 else:
                     self._refresh(event, handled, head)
@@ -226,8 +229,6 @@ class GeneratorWorker:
         log.info("shift %s: %s of the same product is later and waits too", event.event_id, later.event_id)
 
     def _refresh(self, event: GroupsShifted | CreativeRequested, handled: Handled, head: Head) -> None:
-        if isinstance(event, GroupsShifted):
-            check_numbers(event)
         models = self._champion.current()
         with self._online.view() as view:
             if isinstance(event, GroupsShifted):

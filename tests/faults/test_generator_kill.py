@@ -30,7 +30,7 @@ from streams.events import Creative, GroupsShifted
 from streams.producer import EventProducer
 from streams.settings import StreamSettings
 from streams.tail import Tail
-from tests.faults.generator import Generator, generator_settings
+from tests.faults.generator_worker import Generator, generator_settings
 from tests.generator.bench import picture, shift, write_online_state
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(900)]

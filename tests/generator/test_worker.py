@@ -61,7 +61,8 @@ def test_a_replayed_event_publishes_nothing_new(make_bench: MakeBench) -> None:
 
 def test_a_second_shift_of_a_product_repeats_no_prompt_that_is_not_registered_yet(make_bench: MakeBench) -> None:
     bench = make_bench(exploration=0.0)
-    emitted = bench.start([encode(shift()), encode(shift("shift-2"))])
+    emitted = bench.start([encode(shift())])
+    emitted += bench.start([encode(shift()), encode(shift("shift-2"))])
     assert len({creative.prompt for creative in emitted}) == 4
 
 

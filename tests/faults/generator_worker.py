@@ -18,7 +18,9 @@ from state.store import Store
 from streams.settings import StreamSettings
 
 _FORKS = mp.get_context("forkserver")
-_FORKS.set_forkserver_preload(["online.worker", "generator.process", "tests.faults.generator", "tests.faults.worker"])
+_FORKS.set_forkserver_preload(
+    ["online.worker", "generator.process", "tests.faults.generator_worker", "tests.faults.worker"]
+)
 
 
 def generator_settings(folder: Path, queue_messages: int) -> GeneratorSettings:
