@@ -1,6 +1,6 @@
 """EfficientNet-Lite0 as a vision tower: its last layer's 7 x 7 grid, frozen, as 49 image tokens."""
 
-from typing import Final
+from typing import Any, Final
 
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
@@ -27,7 +27,7 @@ class EfficientNetTower(FrozenTower):
 
     def __init__(self, config: EfficientNetTowerConfig) -> None:
         super().__init__(config)
-        self.network = _without_classifier(empty_network())
+        self.network: Any = _without_classifier(empty_network())
         self.freeze()
 
     def look(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -40,7 +40,7 @@ class EfficientNetTower(FrozenTower):
         self.network.load_state_dict(_without_classifier(pretrained_network()).state_dict())
 
 
-def _without_classifier(network: torch.nn.Module) -> torch.nn.Module:
+def _without_classifier(network: Any) -> Any:
     network._fc = torch.nn.Identity()
     return network
 

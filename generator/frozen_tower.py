@@ -69,15 +69,14 @@ class FrozenTower(PreTrainedModel):
         """
 
 
-def empty_network() -> torch.nn.Module:
-    """Return EfficientNet-Lite0 with weights that mean nothing yet."""
+def empty_network() -> Any:
+    """Return EfficientNet-Lite0, whose package has no types, with weights that mean nothing yet."""
     from efficientnet_lite_pytorch import EfficientNet
 
-    network: torch.nn.Module = EfficientNet.from_name(_NAME)
-    return network
+    return EfficientNet.from_name(_NAME)
 
 
-def pretrained_network() -> torch.nn.Module:
+def pretrained_network() -> Any:
     """Return EfficientNet-Lite0 with the weights of their package.
 
     Raises
@@ -92,10 +91,7 @@ def pretrained_network() -> torch.nn.Module:
     from efficientnet_lite_pytorch import EfficientNet
 
     with _quiet():
-        network: torch.nn.Module = EfficientNet.from_pretrained(
-            _NAME, weights_path=EfficientnetLite0ModelFile.get_model_file_path()
-        )
-    return network
+        return EfficientNet.from_pretrained(_NAME, weights_path=EfficientnetLite0ModelFile.get_model_file_path())
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from transformers import BatchFeature, LlavaProcessor
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from generator.efficientnet_tower import EfficientNetTowerConfig
 from generator.group_llava import GROUP_TOKEN, GroupLlavaForConditionalGeneration

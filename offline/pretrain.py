@@ -218,6 +218,7 @@ def _put_together(trainer: Trainer, mllm: GroupMllm) -> None:
     """Give the first process's model all of the weights where they were spread over several."""
     if not trainer.is_fsdp_enabled:
         return
+    assert trainer.model is not None
     weights = whole_weights(trainer.model)
     if trainer.is_world_process_zero():
         whole = type(mllm.model)(mllm.model.config)

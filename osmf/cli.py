@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from osmf import __version__
-from osmf.commands import creatives, logs, measuring, processes, states, training
+from osmf.commands import creatives, logs, measuring, offline, processes, states, training
 from osmf.settings import CONFIG_VARIABLE, describe_settings
 
 app = typer.Typer(
@@ -65,7 +65,9 @@ for command in (
     states.restore,
 ):
     app.command()(command)
-app.add_typer(training.offline)
+offline.offline.command()(training.train)
+offline.offline.command(hidden=True)(training.train_process)
+app.add_typer(offline.offline)
 app.add_typer(states.state)
 app.add_typer(creatives.creative)
 app.command()(measuring.bench)

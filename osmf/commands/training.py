@@ -22,7 +22,7 @@ from offline.launch import (
     run_launch,
 )
 from osmf.commands.common import Json, command_settings, fail, show
-from osmf.commands.offline import Preset, offline, with_preset
+from osmf.commands.offline import Preset, with_preset
 from osmf.settings import settings_variables
 from state.artifact import ArtifactStore
 
@@ -42,7 +42,6 @@ class TrainedStep(StrEnum):
     GROUP_DPO = "group-dpo"
 
 
-@offline.command()
 def train(
     step: Annotated[
         TrainedStep,
@@ -67,7 +66,7 @@ def train(
     json: Json = None,
 ) -> None:
     """Train one step from the newest artifacts, on one device or on several."""
-    from offline.run_lock import RunUnderWay, run_lock
+    from offline.run_lock import run_lock
 
     settings, started_s = with_preset(command_settings(), preset), time.monotonic()
     try:
@@ -79,12 +78,11 @@ def train(
                 artifact = _train(step, settings, on_gpu=launch.on_gpu, n_processes=1)
             else:
                 artifact = _launch(step, settings, launch)
-    except (LaunchRefused, RunUnderWay, TrainingFailed, *_refusals()) as error:
+    except _refusals() as error:
         raise fail(error) from error
     show(_figures(step, artifact, started_s), json)
 
 
-@offline.command(hidden=True)
 def train_process(step: TrainedStep, on_gpu: bool, world_size: int, outcomes: Path) -> None:
     """Be one of the processes that `train` starts."""
     rank = int(os.environ["RANK"])
@@ -146,11 +144,15 @@ def _refusals() -> tuple[type[Exception], ...]:
     from offline.grm_training import NoPairsError
     from offline.group_dpo import NoTuplesError
     from offline.pretrain_rows import NothingToLearnFrom
+    from offline.run_lock import RunUnderWay
     from offline.steps import SourcesMissing
     from offline.teacher import TeacherFailed
     from offline.train import NothingToTrainFrom, ShardingRefused
 
     return (
+        LaunchRefused,
+        RunUnderWay,
+        TrainingFailed,
         WorldSizeMismatch,
         NothingToTrainFrom,
         ShardingRefused,
