@@ -192,7 +192,7 @@ def test_the_scale_is_that_of_what_sets_groups_apart() -> None:
 def _relative_spread(inputs: torch.Tensor) -> float:
     """Return what rows differ by, as a share of what they are, root mean square."""
     apart: torch.Tensor = (inputs - inputs.mean(dim=0)).square().mean() / inputs.square().mean()
-    return float(apart.sqrt())
+    return float(apart.detach().sqrt())
 
 
 def test_the_group_tokens_embedding_is_the_mlps(model: GroupLlavaForConditionalGeneration) -> None:
