@@ -45,9 +45,7 @@ def occasion_of_shift(event: GroupsShifted, borrowed_from: str | None = None) ->
 def occasion_of_request(event: CreativeRequested, view: StateView) -> Occasion:
     """Return a request as an occasion: the groups are those of now, and counts the live ones."""
     groups = view.groups(event.product_id)
-    cells: dict[int, list[Cell]] = {}
-    for cell in view.cells(event.product_id):
-        cells.setdefault(cell.group_id, []).append(cell)
+    cells = cells_by_group(view, event.product_id)
     found = [] if groups is None else [_group(group, cells.get(group.group_id, [])) for group in groups.groups]
     return Occasion(
         event.event_id,
@@ -58,6 +56,14 @@ def occasion_of_request(event: CreativeRequested, view: StateView) -> Occasion:
         None if groups is None else groups.borrowed_from,
         event.group_id,
     )
+
+
+def cells_by_group(view: StateView, product_id: str) -> dict[int, list[Cell]]:
+    """Return a product's counts by the number of the group."""
+    cells: dict[int, list[Cell]] = {}
+    for cell in view.cells(product_id):
+        cells.setdefault(cell.group_id, []).append(cell)
+    return cells
 
 
 def _group(group: GroupRecord, cells: list[Cell]) -> ShiftedGroup:

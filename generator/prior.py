@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final
 
+from generator.wilson import wilson_interval
+
 _NORMAL: Final = NormalDist()
-_Z_95: Final = _NORMAL.inv_cdf(0.975)
 
 MAX_DEVIATIONS: Final = 2.0
 """How far from its mean a GRM's word is believed, in standard deviations of what one of its accuracy says."""
@@ -51,9 +52,7 @@ def correlation(accuracy: float, n_pairs: int) -> float:
     """
     if n_pairs <= 0:
         return 0.0
-    centre = accuracy + _Z_95**2 / (2 * n_pairs)
-    margin = _Z_95 * math.sqrt(accuracy * (1 - accuracy) / n_pairs + (_Z_95 / (2 * n_pairs)) ** 2)
-    low = (centre - margin) / (1 + _Z_95**2 / n_pairs)
+    low, _ = wilson_interval(accuracy, n_pairs)
     return min(math.sin(math.pi * (low - 0.5)), MAX_CORRELATION) if low > 0.5 else 0.0
 
 

@@ -6,19 +6,18 @@ Each finding becomes a `CreativeRequested` whose id depends on what was found al
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from generator.occasion import cells_by_group
 from generator.settings import WatchSettings
+from generator.wilson import wilson_interval
 from state.reading import StateView
-from state.records import Cell, ProductGroups, ProductRecord
+from state.records import ProductGroups, ProductRecord
 from streams.events import CreativeRequested, RequestCause
 
 WATCHER: Final = "osmf-generator"
 """Who asks."""
-
-_Z_95: Final = 1.96
 
 
 def find_requests(
@@ -59,9 +58,7 @@ def _of_product(
         yield _request("new_product", product.product_id, None, "", groups.refreshed_at_ms, reason)
         return
     first_ms = min((group.born_at_ms for group in groups.groups), default=0)
-    cells: dict[int, list[Cell]] = {}
-    for cell in view.cells(product.product_id):
-        cells.setdefault(cell.group_id, []).append(cell)
+    cells = cells_by_group(view, product.product_id)
     for group in groups.groups:
         if groups.distinct and group.born_at_ms > first_ms:
             reason = f"group {group.group_id} is new"
@@ -70,21 +67,14 @@ def _of_product(
         best = max(seen, key=lambda cell: (cell.n_clicks / cell.n_impressions, cell.creative_id), default=None)
         if best is None or best.live_impressions < settings.min_impressions:
             continue
-        _, live_high = interval(best.live_clicks, best.live_impressions)
-        life_low, _ = interval(best.n_clicks, best.n_impressions)
+        _, live_high = wilson_interval(best.live_clicks / best.live_impressions, best.live_impressions)
+        life_low, _ = wilson_interval(best.n_clicks / best.n_impressions, best.n_impressions)
         if live_high < life_low:
             reason = (
                 f"{best.creative_id} wears out: a CTR of {best.live_clicks / best.live_impressions:.4f} now, "
                 f"{best.n_clicks / best.n_impressions:.4f} for life"
             )
             yield _request("fatigue", product.product_id, group.group_id, best.creative_id, best.updated_at_ms, reason)
-
-
-def interval(n_clicks: float, n_impressions: float) -> tuple[float, float]:
-    """Return the 95% interval of a CTR (Wilson)."""
-    p, z2 = n_clicks / n_impressions, _Z_95**2 / n_impressions
-    margin = _Z_95 * math.sqrt(max(p * (1 - p), 0.0) / n_impressions + z2 / (4 * n_impressions))
-    return (p + z2 / 2 - margin) / (1 + z2), (p + z2 / 2 + margin) / (1 + z2)
 
 
 def _request(

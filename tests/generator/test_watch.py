@@ -12,7 +12,7 @@ import pytest
 from generator.prompt import Prompt
 from generator.settings import WatchSettings
 from generator.storage import read_bytes, read_metadata
-from generator.watch import find_requests, interval
+from generator.watch import find_requests
 from state.reading import StateReader
 from state.records import Cell, ProductGroups, cell_key, encode_cell, encode_record
 from state.store import ChangeSet, Store, Table
@@ -108,12 +108,6 @@ def test_the_best_creative_of_a_group_wears_out(
     for request in requests:
         assert (request.cause, request.group_id, request.requested_at_ms) == ("fatigue", 1, 9_000)
         assert "p-1-c2 wears out: a CTR of 0.0400 now, 0.1000 for life" in request.reason
-
-
-def test_an_interval_is_wilsons() -> None:
-    low, high = interval(40, 1_000)
-    assert (low, high) == pytest.approx((0.0296, 0.0540), abs=5e-4)
-    assert interval(0, 100)[0] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_the_worker_asks_and_makes_what_was_asked_for(make_bench: MakeBench) -> None:
