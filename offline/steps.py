@@ -451,11 +451,9 @@ def _in_use(shop: Workshop, name: str) -> Artifact:
 
 def find_artifact(artifacts: ArtifactStore, kind: str, made_from: Mapping[str, Any]) -> Artifact | None:
     """Return the newest artifact that was made from exactly this; what else its manifest tells does not matter."""
-    for version in reversed(artifacts.versions(kind)):
-        found = artifacts.get(kind, version)
-        if found is not None and all(found.manifest.made_from.get(key) == made_from[key] for key in made_from):
-            return found
-    return None
+    return artifacts.latest(
+        kind, lambda found: all(found.manifest.made_from.get(key) == made_from[key] for key in made_from)
+    )
 
 
 def _made(shop: Workshop, kind: str, made_from: dict[str, Any], make: Callable[[Path], _Trained]) -> Artifact:

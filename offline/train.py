@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final, Literal
 
 from offline.rebuild import KIND as DATASET_KIND
@@ -57,22 +56,24 @@ def train_step(step: TrainedStep, shop: Workshop) -> Artifact:
         raise ShardingRefused(step)
     preset = shop.generator.mllm.preset
 
-    def newest(kind: str, fits: Callable[[Artifact], bool] | None = None) -> Artifact:
-        for version in reversed(shop.artifacts.versions(kind)):
-            found = shop.artifacts.get(kind, version)
-            if found is not None and (fits is None or fits(found)):
-                return found
-        raise NothingToTrainFrom(step, kind, None if fits is None else preset)
+    def of_preset(found: Artifact) -> bool:
+        return _preset(shop, found) == preset
+
+    def newest(kind: str, *, of_any_preset: bool = False) -> Artifact:
+        found = shop.artifacts.latest(kind) if of_any_preset else shop.artifacts.latest(kind, of_preset)
+        if found is None:
+            raise NothingToTrainFrom(step, kind, None if of_any_preset else preset)
+        return found
 
     if step == "group-dpo":
-        tuples = newest(TUPLES_KIND, lambda found: _preset(shop, found) == preset)
+        tuples = newest(TUPLES_KIND)
         policy = shop.artifacts.named(tuples.manifest.made_from["mllm"])
         assert policy is not None
         return group_dpo_step(shop, tuples, policy)
-    dataset = newest(DATASET_KIND)
+    dataset = newest(DATASET_KIND, of_any_preset=True)
     if step == "pretrain":
         return pretrain_step(shop, dataset)
-    return grm_step(shop, dataset, newest(BASE_KIND, lambda found: _preset(shop, found) == preset))
+    return grm_step(shop, dataset, newest(BASE_KIND))
 
 
 def _preset(shop: Workshop, artifact: Artifact | None) -> str | None:

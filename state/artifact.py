@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,8 +196,8 @@ class ArtifactStore:
             raise ArtifactNameError("an artifact's name", name, "a kind and a version, such as gaip/v000001")
         return self.get(kind, int(match[1]))
 
-    def latest(self, kind: str) -> Artifact | None:
-        """Return the newest complete version, or None where there is none.
+    def latest(self, kind: str, fits: Callable[[Artifact], bool] = lambda _: True) -> Artifact | None:
+        """Return the newest complete version that ``fits``, or None where there is none.
 
         Raises
         ------
@@ -206,7 +206,7 @@ class ArtifactStore:
         """
         for version in reversed(self.versions(kind)):
             found = self.get(kind, version)
-            if found is not None:  # else it was pruned in between
+            if found is not None and fits(found):  # None: it was pruned in between
                 return found
         return None
 
