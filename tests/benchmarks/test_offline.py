@@ -11,9 +11,9 @@ from benchmarks.offline import Figures, OfflineRun, measure_models, over_figures
 from benchmarks.reward import RewardWorld
 from benchmarks.worlds import bench_world
 from generator.procedural import ProceduralRenderer
-from generator.settings import MllmSettings, TinyMllmSettings
 from offline.settings import GroupDpoSettings, OfflineSettings, PretrainSettings, RewardSettings, TupleSettings
 from online.settings import EncoderSettings, OnlineSettings
+from tests.offline.dpo_world import SMALL
 
 RUN = OfflineRun(
     bench_world(mean_ctr=0.2),
@@ -34,20 +34,7 @@ RUN = OfflineRun(
         tuples=TupleSettings(n_candidates=4, size_px=64, min_win_probability=0.5),
         group_dpo=GroupDpoSettings(n_epochs=1, lora_rank=4),
     ),
-    mllm=MllmSettings(
-        group_hidden_size=32,
-        max_new_tokens=48,
-        tiny=TinyMllmSettings(
-            eyes="learnt",
-            hidden_size=64,
-            n_layers=2,
-            n_heads=4,
-            vision_hidden_size=16,
-            n_vision_layers=1,
-            image_px=32,
-            patch_px=16,
-        ),
-    ),
+    mllm=SMALL,
 )
 ALIGNED = ("group_dpo", "no_group", "caig")
 
