@@ -113,7 +113,13 @@ def _rate(cells: list[Cell], creatives: list[CreativeRecord]) -> float | None:
         return None
     shown = {(cell.product_id, cell.creative_id) for cell in cells}
     since_ms = min(
-        (each.registered_at_ms for each in creatives if (each.product_id, each.creative_id) in shown), default=0
+        # States of before have 0 where a creative came before the first impression.
+        (
+            each.registered_at_ms or each.created_at_ms
+            for each in creatives
+            if (each.product_id, each.creative_id) in shown
+        ),
+        default=0,
     )
     days = max(max(cell.updated_at_ms for cell in cells) - since_ms, _HOUR_MS) / _DAY_MS
     return n_impressions / days / len({cell.product_id for cell in cells})

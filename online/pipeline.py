@@ -216,7 +216,9 @@ class Pipeline:
                 new = self._registry.put_product(event, changes)
             else:
                 assert isinstance(event, Creative)
-                new = self._registry.put_creative(event, self._head.newest_event_ms, changes)
+                # Before the first impression no event time has begun; the broker's time of the message stands in.
+                now_ms = max(self._head.newest_event_ms, message.timestamp_ms)
+                new = self._registry.put_creative(event, now_ms, changes)
         except UnknownProductError as error:
             joined.refuse(Refused(*at, "unknown_product", str(error), payload))
             return

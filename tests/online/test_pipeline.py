@@ -169,6 +169,17 @@ def test_the_change_of_tastes_is_published(undisturbed: tuple[Path, Content], st
     assert min(agreements) < 0.95  # some group ranks its creatives in another way
 
 
+def test_creatives_that_come_before_all_impressions_are_registered_at_their_messages_times(
+    undisturbed: tuple[Path, Content],
+) -> None:
+    with Store(undisturbed[0], readonly=True) as store, open_view(store) as view:
+        waited_ms = {
+            record.creative_id: record.registered_at_ms - record.created_at_ms for record in view.creatives("p1")
+        }
+    assert waited_ms.pop("new") >= 0  # in the middle of the log
+    assert set(waited_ms.values()) == {1}
+
+
 # --- The same again
 
 
