@@ -28,6 +28,7 @@ class Bench(StrEnum):
     DELAY = "delay"
     LAG = "lag"
     RENDER = "render"
+    ALIGNMENT = "alignment"
     OFFLINE = "offline"
 
 
@@ -37,7 +38,7 @@ def bench(
         typer.Argument(
             help="stream: events/s; learn: AUROC in one pass; group: true groups; shift: changed tastes; "
             "value: what groups are worth; delay: late clicks; lag: three times too much; render: ms; "
-            "offline: reward models, and what aligned prompts are clicked."
+            "alignment: share of the GPU's peak; offline: reward models, and what aligned prompts are clicked."
         ),
     ],
     quick: Annotated[bool, typer.Option("--quick", help="For less time: a minute or a few on two cores.")] = False,
@@ -48,6 +49,7 @@ def bench(
 ) -> None:
     """Measure speed and quality on this machine."""
     from benchmarks.delay import bench_delay
+    from benchmarks.gpu_alignment import bench_alignment
     from benchmarks.groups import bench_group
     from benchmarks.lag import MINUTES, QUICK_MINUTES, bench_lag
     from benchmarks.learn import bench_learn
@@ -76,6 +78,8 @@ def bench(
             measured = bench_lag(minutes=minutes, seeds=seed, check=_contradictions)
         case Bench.RENDER:
             measured = bench_render(quick=quick)
+        case Bench.ALIGNMENT:
+            measured = bench_alignment(quick=quick)
         case Bench.OFFLINE:
             measured = bench_offline(quick=quick, seeds=seed)
     figures = _figures(f"bench {what.value}", measured, started_s)
