@@ -1,0 +1,52 @@
+"""The chain with the preset `smol`: real pretrained weights, on a subset that a CPU can bear."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from generator.settings import GeneratorSettings, MllmSettings
+from offline.chain import ChainRooms, run_chain
+from offline.runs import STEPS
+from offline.settings import ChainSettings
+from tests.offline import chain_world
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.slow,
+    pytest.mark.timeout(7_200),
+    pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning"),
+]
+
+
+def test_smol_goes_from_a_stream_to_the_gate(tmp_path: Path) -> None:
+    chain_world.learn(tmp_path / "pictures", tmp_path / "state", 4_000)
+    small = chain_world.settings(tmp_path / "offline")
+    settings = small.model_copy(
+        update={
+            "chain": ChainSettings(min_new_impressions=1_000, torch_threads=2),
+            "pretrain": small.pretrain.model_copy(
+                update={"n_rows": 160, "batch_rows": 8, "learning_rate": 3e-4, "log_steps": 1}
+            ),
+            "reward": small.reward.model_copy(update={"n_steps": 24, "batch_pairs": 4, "learning_rate": 1e-4}),
+            "group_dpo": small.group_dpo.model_copy(update={"learning_rate": 1e-4, "batch_tuples": 2}),
+        }
+    )
+    rooms = ChainRooms(
+        tmp_path / "state",
+        chain_world.ONLINE,
+        GeneratorSettings(mllm=MllmSettings(preset="smol", max_new_tokens=48)),
+        settings,
+    )
+    records = run_chain(rooms, all_steps=True)
+    for record in records:
+        seconds = (record.finished_at_ms - record.started_at_ms) / 1_000
+        print(f"{record.step}: {record.outcome} in {seconds:.0f} s, {record.reason}, {record.figures}")
+    steps = {record.step: record for record in records}
+    assert [*steps][:5] == list(STEPS[:5])
+    assert all(record.outcome == "built" for record in records[:5])
+    # What so few steps teach may not do: the gate says so, and nothing is promoted then.
+    assert steps["gate"].outcome in ("passed", "refused")
+    # It has learnt to write prompts of ours, from 160 of them.
+    assert steps["pretrain"].figures["p_well_formed"] > 0
