@@ -22,7 +22,9 @@ from osmf.figures import figures_table, write_figures
 from osmf.findings import ArmCounts, arm_ratio
 from osmf.processes import ChildFailedError, Children
 from osmf.report import write_report
-from osmf.run_report import RunRecords, StreamSample, build_report, summary_figures
+from osmf.run_records import RunRecords, StreamSample
+from osmf.run_report import build_report
+from osmf.run_summary import summary_figures
 from osmf.screen import LiveArm, LiveFigures, LiveScreen, LiveShift
 from osmf.settings import Settings, settings_variables
 from simulator.session import Progress

@@ -4,318 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
 from rich.table import Table
 
-from online.category_metrics import CategoryReading, read_category_metrics
-from online.ctr import shrink
-from online.displacement import read_centroid_displacements
-from online.head import HEAD_KEY, Head, read_heads
-from online.metrics import MetricPoint, read_metrics
-from osmf.figures import Figures, commit, device
-from osmf.ledger_figures import ledger_metrics, ledger_words
-from state.reading import StateReader, StateView
-from state.records import Cell, GroupRecord, LedgerRecord, OffsetRecord, ProductGroups, ProductRecord
+from online.category_metrics import CategoryReading
+from osmf.figures import Figures
+from osmf.inspection import CellReading, Inspection, ProductMissingError, ProductReading, inspect_state
+from osmf.inspection_figures import inspection_figures, limited, profile_words
+from osmf.ledger_figures import ledger_words
 from streams.lag import read_lag
 from streams.settings import StreamSettings
 
 MOST_ROWS: Final = 40
 """Products, or creatives of a product, that the tables show."""
-
-
-class ProductMissingError(ValueError):
-    """A product that is to be looked at is not in the state."""
-
-    def __init__(self, product_id: str, known: list[str]) -> None:
-        some = ", ".join(known[:10]) + (f" and {len(known) - 10} more" if len(known) > 10 else "")
-        super().__init__(f"no product {product_id!r} in this state; it has {some or 'none'}. Nothing is shown.")
-
-
-@dataclass(frozen=True)
-class CellReading:
-    """One (product, group, creative) with its CTR, shrunk, and the 95% interval."""
-
-    cell: Cell
-    ctr: float
-    ctr_low: float
-    ctr_high: float
-
-
-@dataclass(frozen=True)
-class CreativeReading:
-    """One creative of a product, over all groups."""
-
-    creative_id: str
-    origin: str
-    n_impressions: int
-    n_clicks: int
-    ctr: float
-
-
-@dataclass(frozen=True)
-class ProductReading:
-    """One product with its groups, cells and creatives; ``creatives`` by impressions, the most first.
-
-    ``displacements`` is how far each group's centroid has moved since the last regrouping, in radii.
-    """
-
-    record: ProductRecord
-    groups: ProductGroups | None
-    cells: list[CellReading]
-    creatives: list[CreativeReading]
-    displacements: list[float | None]
-
-    @property
-    def n_impressions(self) -> int:
-        """Impressions over all cells."""
-        return sum(reading.cell.n_impressions for reading in self.cells)
-
-    @property
-    def n_clicks(self) -> int:
-        """Clicks over all cells."""
-        return sum(reading.cell.n_clicks for reading in self.cells)
-
-    @property
-    def present(self) -> list[GroupRecord]:
-        """The groups that the product has now."""
-        return [] if self.groups is None else self.groups.groups
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What a state held at one commit.
-
-    ``n_resident`` products are held by the online process; of ``n_parked`` more that were shown, the state alone knows.
-    ``lag`` is how many messages the log is ahead, by partition, where the broker was asked.
-    """
-
-    path: Path
-    products: list[ProductReading]
-    offsets: dict[tuple[str, int], OffsetRecord]
-    points: list[MetricPoint]
-    categories: list[CategoryReading]
-    encoder_versions: list[int]
-    n_creatives: int
-    n_resident: int
-    n_parked: int
-    n_shifts: int
-    n_waiting_clicks: int
-    ledger: LedgerRecord
-    n_pending_impressions: int
-    n_outbox: int
-    head: Head
-    lag: dict[tuple[str, int], int] | None = None
-
-
-def inspect_state(path: Path, *, product_id: str | None = None) -> Inspection:
-    """Read a state, while it is being written or not.
-
-    Parameters
-    ----------
-    path
-        The state's folder.
-    product_id
-        The only product to read; None: all.
-
-    Raises
-    ------
-    ProductMissingError
-        There is no such product.
-    state.errors.StateMissingError
-        There is no state.
-    """
-    with StateReader(path) as state, state.view() as view:
-        products = view.products()
-        chosen = [product for product in products if product_id in (None, product.product_id)]
-        if product_id is not None and not chosen:
-            raise ProductMissingError(product_id, [product.product_id for product in products])
-        return Inspection(
-            path=path,
-            products=[_read_product(view, product) for product in chosen],
-            offsets=view.offsets(),
-            points=read_metrics(view),
-            categories=read_category_metrics(view),
-            encoder_versions=[version for _, version in view.encoder_versions()],
-            n_creatives=len(view.creatives(product_id)),
-            n_resident=view.n_resident_products(),
-            n_parked=view.n_parked_products(),
-            n_shifts=sum(product_id in (None, shift.product_id) for shift in view.shifts()),
-            n_waiting_clicks=view.n_waiting_clicks(),
-            ledger=view.ledger(),
-            n_pending_impressions=view.n_pending_impressions(),
-            n_outbox=view.n_outbox(),
-            head=read_heads(view.meta(HEAD_KEY.decode())),
-        )
-
-
-def _read_product(view: StateView, product: ProductRecord) -> ProductReading:
-    origins = {creative.creative_id: creative.origin for creative in view.creatives(product.product_id)}
-    cells, groups = view.cells(product.product_id), view.groups(product.product_id)
-    displacements = [] if groups is None else read_centroid_displacements(view, groups)
-    group_ids = sorted({cell.group_id for cell in cells})
-    creative_ids = sorted({cell.creative_id for cell in cells} | origins.keys())
-    row_of = {group_id: row for row, group_id in enumerate(group_ids)}
-    column_of = {creative_id: column for column, creative_id in enumerate(creative_ids)}
-    impressions = np.zeros((max(len(group_ids), 1), len(creative_ids)))  # (G, C)
-    clicks = np.zeros_like(impressions)
-    for cell in cells:
-        at = row_of[cell.group_id], column_of[cell.creative_id]
-        impressions[at], clicks[at] = cell.n_impressions, cell.n_clicks
-    if not creative_ids:
-        return ProductReading(product, groups, [], [], displacements)
-    # A torn count is shown as it is; `osmf verify` is what names it.
-    shrunk = shrink(np.maximum(impressions, clicks), clicks)
-    readings = []
-    for cell in cells:
-        at = row_of[cell.group_id], column_of[cell.creative_id]
-        readings.append(CellReading(cell, float(shrunk.ctr[at]), float(shrunk.ctr_low[at]), float(shrunk.ctr_high[at])))
-    creatives = [
-        CreativeReading(
-            creative_id,
-            origins.get(creative_id, "unknown"),
-            int(impressions[:, column].sum()),
-            int(clicks[:, column].sum()),
-            float(shrunk.creative_ctr[column]),
-        )
-        for creative_id, column in column_of.items()
-    ]
-    creatives.sort(key=lambda creative: (-creative.n_impressions, creative.creative_id))
-    return ProductReading(product, groups, readings, creatives, displacements)
-
-
-def inspection_figures(inspection: Inspection, *, seconds: float) -> Figures:
-    """Return an inspection as figures; ``detail`` holds every cell, and the sums by creative."""
-    products, last = inspection.products, inspection.points[-1] if inspection.points else None
-    metrics: dict[str, float | int] = {
-        "products": len(products),
-        "products_resident": inspection.n_resident,
-        "products_parked": inspection.n_parked,
-        "creatives": inspection.n_creatives,
-        "products_with_groups": sum(len(product.present) > 1 for product in products),
-        "products_with_distinct_groups": sum(
-            product.groups is not None and product.groups.distinct for product in products
-        ),
-        "groups": sum(len(product.present) for product in products),
-        "cells": sum(len(product.cells) for product in products),
-        "impressions": sum(product.n_impressions for product in products),
-        "clicks": sum(product.n_clicks for product in products),
-        "consumed": sum(offset.n_consumed for offset in inspection.offsets.values()),
-        "used": sum(offset.n_used for offset in inspection.offsets.values()),
-        "duplicates": sum(offset.n_duplicates for offset in inspection.offsets.values()),
-        "dead_letters": sum(offset.n_dead_letters for offset in inspection.offsets.values()),
-        "expired": sum(offset.n_expired for offset in inspection.offsets.values()),
-        "waiting_clicks": inspection.n_waiting_clicks,
-        **ledger_metrics(inspection.ledger),
-        "pending_impressions": inspection.n_pending_impressions,
-        "impressions_closed_early": inspection.head.n_closed_early,
-        "events_left_out_of_arms": inspection.head.n_left_out_of_arms,
-        "outbox": inspection.n_outbox,
-        "shifts": inspection.n_shifts,
-        "encoder_version": max(inspection.encoder_versions, default=0),
-    }
-    if inspection.lag is not None:
-        metrics["events_behind"] = sum(inspection.lag.values())
-    if last is not None:
-        metrics |= {
-            "n_labelled": last.n_labelled,
-            "auroc": last.auroc,
-            "recent_auroc": last.recent_auroc,
-            "log_loss": last.log_loss,
-        }
-    detail: dict[str, Any] = {
-        "state": str(inspection.path),
-        "cells": [_cell_detail(reading) for product in products for reading in product.cells],
-        "creatives": [
-            {
-                "product_id": product.record.product_id,
-                "creative_id": creative.creative_id,
-                "origin": creative.origin,
-                "impressions": creative.n_impressions,
-                "clicks": creative.n_clicks,
-                "ctr": creative.ctr,
-            }
-            for product in products
-            for creative in product.creatives
-        ],
-        "dead_letters_by_reason": dict(sorted(inspection.head.refused.items())),
-        "categories": [reading._asdict() for reading in inspection.categories],
-        "groups": [
-            _group_detail(product, group, displacement)
-            for product in products
-            for group, displacement in zip(product.present, product.displacements, strict=True)
-        ],
-        "offsets": [
-            {
-                "topic": topic,
-                "partition": partition,
-                "next_offset": offset.next_offset,
-                "consumed": offset.n_consumed,
-                "used": offset.n_used,
-                "duplicates": offset.n_duplicates,
-                "dead_letters": offset.n_dead_letters,
-                "expired": offset.n_expired,
-                "last_event_ms": offset.last_event_ms,
-                "behind": None if inspection.lag is None else inspection.lag.get((topic, partition)),
-            }
-            for (topic, partition), offset in inspection.offsets.items()
-        ],
-    }
-    return Figures(
-        command="inspect",
-        commit=commit(),
-        seeds={},
-        device=device(),
-        seconds=seconds,
-        metrics=metrics,
-        detail=detail,
-    )
-
-
-def _cell_detail(reading: CellReading) -> dict[str, Any]:
-    cell = reading.cell
-    return {
-        "product_id": cell.product_id,
-        "group_id": cell.group_id,
-        "creative_id": cell.creative_id,
-        "impressions": cell.n_impressions,
-        "clicks": cell.n_clicks,
-        "live_impressions": cell.live_impressions,
-        "live_clicks": cell.live_clicks,
-        "ctr": reading.ctr,
-        "ctr_low": reading.ctr_low,
-        "ctr_high": reading.ctr_high,
-    }
-
-
-def _group_detail(product: ProductReading, group: GroupRecord, displacement: float | None) -> dict[str, Any]:
-    assert product.groups is not None
-    return {
-        "product_id": product.record.product_id,
-        "group_id": group.group_id,
-        "share": group.share,
-        "members": group.n_members,
-        "profile": profile_words(group),
-        "distinct": product.groups.distinct,
-        "p_value": product.groups.p_value,
-        "encoder_version": product.groups.encoder_version,
-        "borrowed_from": product.groups.borrowed_from,
-        "born_at_ms": group.born_at_ms,
-        "radius": group.radius,
-        "centroid_displacement": displacement,
-    }
-
-
-def profile_words(group: GroupRecord) -> str:
-    """Return who is in a group: the traits that set it apart, with their share and lift."""
-    if not group.profile:
-        return "no attribute sets it apart"
-    return ", ".join(
-        f"{trait.attribute} {trait.value} ({trait.share:.0%}, ×{trait.lift:.1f})" for trait in group.profile
-    )
 
 
 def inspection_tables(inspection: Inspection, *, product_id: str | None = None) -> list[Table]:
@@ -338,7 +42,7 @@ def _stream_table(inspection: Inspection) -> Table:
         f"{inspection.n_pending_impressions:,} impressions may still be clicked",
         f"{inspection.n_waiting_clicks:,} clicks wait for their impression",
         ledger_words(inspection.ledger),
-        *(f"{n:,} {what}" for what, n in _limited(inspection).items() if n),
+        *(f"{n:,} {what}" for what, n in limited(inspection).items() if n),
     ]
     if inspection.points:
         last = inspection.points[-1]
@@ -354,18 +58,6 @@ def _stream_table(inspection: Inspection) -> Table:
         counts += [lag.get(partition, 0)] if lag is not None else []
         table.add_row(partition[0], str(partition[1]), *(f"{count:,}" for count in counts))
     return table
-
-
-def _limited(inspection: Inspection) -> dict[str, int]:
-    """Return what limits have left out, and outbound messages that wait: nothing of it in the usual course."""
-    reasons = ", ".join(f"{n:,} {reason}" for reason, n in sorted(inspection.head.refused.items()))
-    return {
-        f"dead letters ({reasons})": sum(inspection.head.refused.values()),
-        "impressions were closed before their attribution window had passed": inspection.head.n_closed_early,
-        "events were not counted for their arm": inspection.head.n_left_out_of_arms,
-        "events expired before they were read": sum(offset.n_expired for offset in inspection.offsets.values()),
-        "outbound messages wait for the broker": inspection.n_outbox,
-    }
 
 
 def _categories_table(categories: list[CategoryReading]) -> Table:

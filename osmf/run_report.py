@@ -1,90 +1,33 @@
-"""Run report: the report and the summary of a demo, from its state, its truth and what was watched."""
+"""Run report: the report of a demo, from its state, its truth and what was watched."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from urllib.parse import unquote, urlparse
 
 import numpy as np
 
 from offline.runs import RunRecord
 from online.metrics import MetricPoint
-from online.significance import RatioInterval
 from osmf import report_model as page
-from osmf.figures import Figures, commit, device
+from osmf.figures import commit, device
 from osmf.findings import (
     Agreement,
-    ArmCounts,
     CellCounts,
     agreements,
-    arm_interval,
-    arm_ratio,
-    arm_tables,
     cell_counts,
     counts_before,
     group_difference,
     shrunk_intervals,
     subtract,
-    subtract_arms,
 )
+from osmf.run_experiment import build_experiment
+from osmf.run_records import N_STREAM_POINTS, Findings, RunRecords, StreamSample, thin
 from osmf.settings import Settings
 from simulator.truth import PolicyTruth, Truth
 from state.reading import StateView
 from state.records import CreativeRecord, GroupRecord, ShiftRecord
 
-N_STREAM_POINTS = 240
 N_SHOWCASE = 3
-ARM_TITLES = {"group": "best creative for the user's group", "all": "best creative for all"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class StreamSample:
-    """The stream at one moment of the run; ``arms`` holds each arm's impressions and clicks so far."""
-
-    seconds: float
-    rate_events_s: float
-    lag: int
-    metrics: MetricPoint | None
-    n_groups: int
-    n_consumed: int
-    arms: Mapping[str, tuple[int, int]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunRecords:
-    """What was watched of a run, in seconds since its start."""
-
-    command: str
-    started_at_ms: int
-    seconds: float
-    samples: Sequence[StreamSample]
-    arms_at_shift: ArmCounts | None
-    shifted_seconds: float | None
-    shift_seconds: Mapping[str, float]
-    creative_seconds: Mapping[str, float]
-    dead_letters: Mapping[str, int]
-    runs: Sequence[RunRecord]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Findings:
-    """The figures behind the report."""
-
-    agreements: Mapping[str, Agreement]
-    differences: Mapping[str, tuple[float, float]]
-    ratio: RatioInterval | None
-    ratio_after: RatioInterval | None
-    shifts: Sequence[ShiftRecord]
-    n_grouped: int
-    n_distinct: int
-    n_consumed: int
-    n_used: int
-    n_duplicates: int
-    n_dead_letters: int
-    rate_events_s: float
-    max_lag: int
 
 
 def build_report(
@@ -104,7 +47,7 @@ def build_report(
     found = agreements(view, settings.online, truth)
     shifts = view.shifts()
     products, differences, n_distinct = _products(settings, view, truth, records, found, shifts)
-    experiment, ratio, ratio_after = _experiment(settings, view.arms(), records)
+    experiment, ratio, ratio_after = build_experiment(settings, view.arms(), records)
     topics = settings.streams.topics
     offsets = {key: record for key, record in view.offsets().items() if key[0] in (topics.impressions, topics.clicks)}
     points = [sample.metrics for sample in records.samples if sample.metrics is not None]
@@ -296,67 +239,6 @@ def is_true_shift(shift: ShiftRecord, truth: Truth) -> bool:
     )
 
 
-def _experiment(
-    settings: Settings, arms: ArmCounts, records: RunRecords
-) -> tuple[page.Experiment | None, RatioInterval | None, RatioInterval | None]:
-    name, n_buckets = settings.serving.experiment, settings.online.counts.user_buckets
-    ratio = arm_ratio(arms, name, n_buckets)
-    if ratio is None:
-        return None, None, None
-    before = records.arms_at_shift
-    after = None if before is None else subtract_arms(arms, before)
-    ratio_before = None if before is None else arm_ratio(before, name, n_buckets)
-    ratio_after = None if after is None else arm_ratio(after, name, n_buckets)
-    shown = []
-    for arm, title in ARM_TITLES.items():
-        series = [
-            page.ArmPoint(seconds=sample.seconds, ctr=_binomial(*sample.arms[arm]))
-            for sample in thin(records.samples, N_STREAM_POINTS)
-            if sample.arms[arm][0] >= 1_000
-        ]
-        shown.append(
-            page.Arm(
-                name=arm,
-                title=title,
-                all=_arm_counts(arms, name, arm, n_buckets),
-                before=None if before is None else _arm_counts(before, name, arm, n_buckets),
-                after=None if after is None else _arm_counts(after, name, arm, n_buckets),
-                series=tuple(series),
-            )
-        )
-    experiment = page.Experiment(
-        arms=tuple(shown),
-        baseline="all",
-        treatment="group",
-        ratio=_estimate(ratio),
-        ratio_before=None if ratio_before is None else _estimate(ratio_before),
-        ratio_after=None if ratio_after is None else _estimate(ratio_after),
-    )
-    return experiment, ratio, ratio_after
-
-
-def _estimate(ratio: RatioInterval) -> page.Estimate:
-    return page.Estimate(ratio.ratio, ratio.low, ratio.high)
-
-
-def _arm_counts(arms: ArmCounts, experiment: str, arm: str, n_buckets: int) -> page.Counts:
-    impressions, clicks = arm_tables(arms, experiment, arm, n_buckets)
-    n = int(impressions.sum())
-    return page.Counts(n, int(clicks.sum()), page.Estimate(*arm_interval(impressions, clicks)) if n else None)
-
-
-def _binomial(n_impressions: int, n_clicks: int) -> page.Estimate:
-    ctr = n_clicks / n_impressions
-    error = 1.96 * float(np.sqrt(ctr * (1 - ctr) / n_impressions))
-    return page.Estimate(ctr, max(ctr - error, 0.0), min(ctr + error, 1.0))
-
-
-def thin(samples: Sequence[StreamSample], n_most: int) -> list[StreamSample]:
-    """Return at most ``n_most`` of the samples, evenly spaced, the last one among them."""
-    step = max(1, -(-len(samples) // n_most))
-    return list(samples[::-1][::step][::-1])
-
-
 def _stream(samples: Sequence[StreamSample]) -> tuple[page.StreamPoint, ...]:
     return tuple(
         page.StreamPoint(
@@ -419,93 +301,4 @@ def _notes(settings: Settings, points: Sequence[MetricPoint]) -> tuple[str, ...]
         f"20,000 impressions.{last}",
         "Agreement compares the groups of a sample of the simulator's users with the segments that drive their "
         "clicks; a simulator is needed for it, and a platform has none.",
-    )
-
-
-def local_path(uri: str) -> Path:
-    """Return the path of a local picture's URI."""
-    return Path(unquote(urlparse(uri).path)) if uri.startswith("file:") else Path(uri)
-
-
-def summary_figures(
-    settings: Settings, truth: Truth, records: RunRecords, report: page.Report, findings: Findings
-) -> Figures:
-    """Return the run's figures for machines."""
-    arms = {} if report.experiment is None else {arm.name: arm for arm in report.experiment.arms}
-    true_shifts = [shift for shift in report.shifts if shift.is_true]
-    generated = [c for product in report.products for c in product.creatives if c.origin == "generated"]
-    openable = [c for c in generated if c.picture is not None and c.picture.uri and local_path(c.picture.uri).is_file()]
-    waits = [
-        records.creative_seconds[creative_id] - records.shift_seconds[shift.event_id]
-        for shift in report.shifts
-        for creative_id in shift.creative_ids
-        if creative_id in records.creative_seconds
-    ]
-    metrics: dict[str, float | int] = {
-        "produced": report.header.n_produced or 0,
-        "consumed": findings.n_consumed,
-        "used": findings.n_used,
-        "duplicates": findings.n_duplicates,
-        "spoiled": report.header.n_spoiled or 0,
-        "dead_letters": findings.n_dead_letters,
-        "impressions": report.header.n_impressions,
-        "clicks": report.header.n_clicks,
-        "true_impressions": truth.n_impressions,
-        "true_clicks": truth.n_clicks,
-        "products": len(report.products),
-        "products_with_groups": findings.n_grouped,
-        "products_with_distinct_groups": findings.n_distinct,
-        "shifts_true": len(true_shifts),
-        "shifts_false": len(report.shifts) - len(true_shifts),
-        "shifted_products": sum(product.shifted for product in truth.products),
-        "shifted_categories_found": len({shift.category for shift in true_shifts}),
-        "creatives_emitted": len(generated),
-        "creatives_that_open": len(openable),
-        "n_snapshots": len(records.runs),
-        "rate_events_s": findings.rate_events_s,
-        "max_lag": findings.max_lag,
-    }
-    if waits:
-        metrics["creative_wait_p95_s"] = float(np.percentile(waits, 95))
-    for name, arm in arms.items():
-        if arm.all.ctr is not None:
-            metrics |= {
-                f"arm_{name}_ctr": arm.all.ctr.value,
-                f"arm_{name}_ctr_low": arm.all.ctr.low,
-                f"arm_{name}_ctr_high": arm.all.ctr.high,
-                f"arm_{name}_impressions": arm.all.n_impressions,
-            }
-    for name, ratio in (("arm_ratio", findings.ratio), ("arm_ratio_after_shift", findings.ratio_after)):
-        if ratio is not None:
-            metrics |= {name: ratio.ratio, f"{name}_low": ratio.low, f"{name}_high": ratio.high}
-    if findings.agreements:
-        metrics["nmi"] = float(np.mean([each.nmi for each in findings.agreements.values()]))
-        metrics["ari_batch"] = float(np.mean([each.ari_batch for each in findings.agreements.values()]))
-    if findings.differences:
-        metrics["ndcg_between_groups"] = float(np.mean([each[0] for each in findings.differences.values()]))
-        metrics["ndcg_null_split"] = float(np.mean([each[1] for each in findings.differences.values()]))
-    last = next((sample.metrics for sample in reversed(records.samples) if sample.metrics is not None), None)
-    if last is not None:
-        metrics |= {"auroc": last.auroc, "auroc_recent": last.recent_auroc, "log_loss": last.log_loss}
-    for name, values in truth.policies.items():
-        metrics[f"true_{name}_uniform_ctr"] = values.uniform_ctr
-        metrics[f"true_{name}_best_for_all_ctr"] = values.best_for_all_ctr
-        metrics[f"true_{name}_best_per_segment_ctr"] = values.best_per_segment_ctr
-    return Figures(
-        command=records.command,
-        commit=report.header.commit,
-        seeds=dict(report.header.seeds),
-        device=report.header.device,
-        seconds=records.seconds,
-        metrics=metrics,
-        detail={
-            "dead_letters_by_reason": dict(records.dead_letters),
-            "spoiled_by_reason": dict(truth.spoiled),
-            "shifted_categories": list(truth.shifted_categories),
-            "nmi_by_product": {key: value.nmi for key, value in findings.agreements.items()},
-            "shifts": [
-                {"product_id": shift.product_id, "category": shift.category, "true": bool(shift.is_true)}
-                for shift in report.shifts
-            ],
-        },
     )

@@ -20,7 +20,8 @@ def inspect(
     json: Json = None,
 ) -> None:
     """Show what the state holds: counts and CTRs of every creative in every group, and who is in the groups."""
-    from osmf.inspect import ProductMissingError, run_inspect
+    from osmf.inspect import run_inspect
+    from osmf.inspection import ProductMissingError
     from state.errors import StateError
     from streams.errors import BrokerAwayError
 

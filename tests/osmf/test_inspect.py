@@ -14,7 +14,8 @@ from rich.console import Console
 from online.category_metrics import CategoryMetrics
 from online.ctr import shrink
 from online.metrics import MetricPoint, Metrics
-from osmf.inspect import MOST_ROWS, ProductMissingError, run_inspect
+from osmf.inspect import MOST_ROWS, run_inspect
+from osmf.inspection import ProductMissingError
 from state.errors import StateMissingError
 from state.records import (
     Cell,
