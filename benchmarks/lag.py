@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -112,8 +113,8 @@ def bench_lag(
     """Send three times what the online process works off, for some minutes, and watch it until it has caught up.
 
     Broker, producer and the process share this machine. What is sent follows what has been worked off, so that the
-    overload is threefold whatever the machine; its events are dated over one hour, so that windows close meanwhile. The
-    process gets what the others leave of the machine, or the overload would be what they manage to send.
+    overload is threefold whatever the machine; its events are dated over one hour, so that windows close meanwhile. All
+    share one core, of which the process gets what the others leave, or the overload would be what they manage to send.
 
     Metrics: ``sent``, ``sent_s`` and ``worked_s`` events per second during the overload, and ``overload``, how many
     were sent for each that was worked off; ``most_lag`` and ``catch_up_s``; private memory when the overload began, at
@@ -134,7 +135,7 @@ def bench_lag(
     seed = seeds[0] if seeds else 11
     simulator = simulator or simulator_settings(N_IMPRESSIONS, quick=True)
     online = online or OnlineSettings.model_validate({"encoders": {"text": "hashed", "image": "hashed"}})
-    with tempfile.TemporaryDirectory(prefix="osmf-bench-") as folder:
+    with one_core(), tempfile.TemporaryDirectory(prefix="osmf-bench-") as folder:
         topics = dict.fromkeys(StreamSettings().topics.model_dump().values(), 1)
         with LocalBroker(topics, log_path=Path(folder) / "broker.log") as broker:
             streams = StreamSettings(bootstrap_servers=broker.bootstrap_servers, lag_warning_events=LAG_WARNING_EVENTS)
@@ -154,6 +155,20 @@ def bench_lag(
                     process.wait(60)
             wrong = check(state, streams)
         return _measured(sent, state, said.read_text(), minutes, wrong, seed)
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Keep this process, and what it starts meanwhile, on one core, where the system can."""
+    if sys.platform != "linux":
+        yield
+        return
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(allowed)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def _templates(simulator: SimulatorSettings, streams: StreamSettings) -> tuple[list[Event], list[Impression | Click]]:
