@@ -446,6 +446,7 @@ def test_nothing_is_lost_or_made_up() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3_600)
 def test_nothing_is_lost_or_made_up_at_length() -> None:
     run_state_machine_as_test(
         Conservation,
