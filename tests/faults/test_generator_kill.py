@@ -228,5 +228,6 @@ def test_kills_of_the_generator_lose_nothing_and_double_nothing(tmp_path: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3_600)
 def test_fifty_kills_of_the_generator_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
     kill_at_random(tmp_path, n_shifts=100, n_kills=50)
