@@ -143,7 +143,7 @@ def _arm_charts(report: Report) -> list[tuple[str, Markup]]:
         return []
     charts: list[tuple[str, Markup]] = []
     if any(len(arm.series) > 1 for arm in experiment.arms):
-        lines = [Line(arm.title, _arm_points(arm), _arm_colour(experiment, arm)) for arm in experiment.arms]
+        lines = [Line(arm.name, _arm_points(arm), _arm_colour(experiment, arm)) for arm in experiment.arms]
         # The first moments' intervals are as wide as the sky; the axis follows the arms once they have settled.
         settled = [p.ctr for arm in experiment.arms for p in arm.series[len(arm.series) // 5 :]]
         chart = time_chart(
