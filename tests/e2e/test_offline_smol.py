@@ -25,7 +25,7 @@ def test_smol_goes_from_a_stream_to_the_gate(tmp_path: Path) -> None:
     small = chain_world.settings(tmp_path / "offline")
     settings = small.model_copy(
         update={
-            "chain": ChainSettings(min_new_impressions=1_000, torch_threads=2),
+            "chain": ChainSettings(min_new_impressions=1_000, torch_threads=1),
             "pretrain": small.pretrain.model_copy(
                 update={"n_rows": 160, "batch_rows": 8, "learning_rate": 3e-4, "log_steps": 1}
             ),
