@@ -14,6 +14,8 @@ import numpy as np
 from benchmarks.core_run import CoreRun
 from benchmarks.learn import of_form, predict
 from benchmarks.measured import Measured, over_runs, seeds_of
+from benchmarks.value import RUNS as VALUE_RUNS
+from benchmarks.value import stream_rng, value_figures
 from benchmarks.worlds import BenchWorld, Ints, bench_world
 from offline.reference import agreement, batch_groups
 from online.ranking import mean_ndcg_between_groups, null_ndcg
@@ -32,17 +34,23 @@ N_HELD_OUT: Final = 50_000
 
 @dataclass(frozen=True)
 class GroupRun:
-    """One world of the benchmark, how many impressions are learnt, and by which form of the model."""
+    """One world of the benchmark, how many impressions are learnt, and by which form of the model.
+
+    On the way, after ``rated_per_product`` impressions a product, its choices are rated as in `benchmarks.value`.
+    """
 
     world: SimulatorSettings
     n_impressions: int
     form: ModelForm = "shipped"
+    rated_per_product: tuple[int, ...] = ()
 
 
 # The paper's form takes long: the two forms are compared after fewer impressions.
 RUNS: Final[Mapping[str, GroupRun]] = {
-    "": GroupRun(bench_world(mean_ctr=0.06), 600_000),
-    "flat_": GroupRun(bench_world(mean_ctr=0.06, taste_strength=0.0), 600_000),
+    "": GroupRun(VALUE_RUNS[""].world, 600_000, rated_per_product=VALUE_RUNS[""].impressions_per_product),
+    "flat_": GroupRun(
+        VALUE_RUNS["flat_"].world, 600_000, rated_per_product=VALUE_RUNS["flat_"].impressions_per_product
+    ),
     "short_": GroupRun(bench_world(mean_ctr=0.06), 60_000),
     "paper_": GroupRun(bench_world(mean_ctr=0.06), 60_000, "paper"),
 }
@@ -67,6 +75,7 @@ def bench_group(
     ``ndcg_between_groups`` of their creatives by shrunk CTR and ``ndcg_null_split``, the same of random halves; and the
     ``auroc`` on held-out impressions. ``grouping_cost_ratio`` is the time spent on groups by that spent on predicting
     and learning, ``bytes_per_product`` what is kept of a product in memory and in the state, without the model.
+    The first two runs are those of `benchmarks.value` gone on with, whose figures they give too, to the last digit.
 
     Parameters
     ----------
@@ -90,7 +99,9 @@ def _group(run: GroupRun, seed: int, online: OnlineSettings) -> dict[str, float]
     settings = of_form(online, run.form)
     world = BenchWorld(run.world.model_copy(update={"seed": seed}), settings)
     course = CoreRun(world, settings, micro_batch_rows=MICRO_BATCH_ROWS)
-    figures = {"id_churn": _churn(run, seed, course, world)}
+    rng = stream_rng(seed)
+    figures = dict(value_figures(course, world, run.rated_per_product, rng))
+    figures["id_churn"] = _churn(run, course, world, rng)
     figures["grouping_cost_ratio"] = course.grouping_s / course.learning_s
     figures["bytes_per_product"] = course.bytes_per_product()
     held_out = world.draw(N_HELD_OUT, np.random.default_rng([seed, 13]))
@@ -104,12 +115,13 @@ def _group(run: GroupRun, seed: int, online: OnlineSettings) -> dict[str, float]
     return figures
 
 
-def _churn(run: GroupRun, seed: int, course: CoreRun, world: BenchWorld) -> float:
-    """Go through the impressions; return how many of the users change their group's id in a regrouping."""
+def _churn(run: GroupRun, course: CoreRun, world: BenchWorld, rng: np.random.Generator) -> float:
+    """Go through the impressions left; return how many of the users change their group's id in a regrouping."""
     users: Ints = np.arange(min(N_CHURN_USERS, world.world.n_users))
-    impressions = world.draw(run.n_impressions, np.random.default_rng([seed, 11]))
+    n_seen = max(run.rated_per_product, default=0) * world.n_products
+    impressions = world.draw(run.n_impressions - n_seen, rng)
     before: dict[int, tuple[int, Ints]] = {}
-    changed, n_seen = [], 0
+    changed = []
     for batch, _, _ in course.work_off(impressions):
         n_seen += len(batch)
         if 2 * n_seen < run.n_impressions:

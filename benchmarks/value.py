@@ -77,9 +77,20 @@ def _figures(run: ValueRun, seed: int, online: OnlineSettings) -> Iterator[tuple
     torch.set_num_threads(online.torch_threads)
     world = BenchWorld(run.world.model_copy(update={"seed": seed}), online)
     course = CoreRun(world, online, micro_batch_rows=MICRO_BATCH_ROWS)
-    rng = np.random.default_rng([seed, 9])
+    yield from value_figures(course, world, run.impressions_per_product, stream_rng(seed))
+
+
+def stream_rng(seed: int) -> np.random.Generator:
+    """Return what a world's impressions are drawn by: `benchmarks.groups` goes through the same."""
+    return np.random.default_rng([seed, 9])
+
+
+def value_figures(
+    course: CoreRun, world: BenchWorld, impressions_per_product: Sequence[int], rng: np.random.Generator
+) -> Iterator[tuple[str, float]]:
+    """Go through impressions up to the last of some counts a product; yield the figures at each of them."""
     n_seen = 0
-    for per_product in run.impressions_per_product:
+    for per_product in impressions_per_product:
         n_more = per_product * world.n_products - n_seen
         for _ in course.work_off(world.draw(n_more, rng)):
             pass
@@ -90,7 +101,8 @@ def _figures(run: ValueRun, seed: int, online: OnlineSettings) -> Iterator[tuple
         yield f"group_share_{per_product}", (by_group - uniform) / possible
         yield f"all_share_{per_product}", (for_all - uniform) / possible
         yield f"excess_{per_product}", (by_group - for_all) / possible
-    yield "oracle_uplift", float(oracle / uniform - 1)
+        if per_product == impressions_per_product[-1]:
+            yield "oracle_uplift", float(oracle / uniform - 1)
 
 
 def _rate(course: CoreRun, world: BenchWorld, product: int) -> tuple[float, float, float, float]:

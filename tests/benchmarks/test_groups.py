@@ -14,6 +14,8 @@ from benchmarks.worlds import BenchWorld
 from online.settings import OnlineSettings
 from simulator.settings import SimulatorSettings
 
+RATED_PER_PRODUCT = (100, 500)
+
 
 @pytest.fixture(scope="module")
 def flat(simulator: SimulatorSettings) -> SimulatorSettings:
@@ -23,11 +25,16 @@ def flat(simulator: SimulatorSettings) -> SimulatorSettings:
 @pytest.fixture(scope="module")
 def measured(simulator: SimulatorSettings, flat: SimulatorSettings, online: OnlineSettings) -> Measured:
     runs = {
-        "": GroupRun(simulator, 24_000),
+        "": GroupRun(simulator, 24_000, rated_per_product=RATED_PER_PRODUCT),
         "flat_": GroupRun(flat, 12_000),
         "paper_": GroupRun(simulator, 3_000, "paper"),
     }
     return bench_group(quick=True, seeds=(21,), runs=runs, online=online)
+
+
+def test_value_is_rated_on_the_way(measured: Measured, simulator: SimulatorSettings, online: OnlineSettings) -> None:
+    rated = bench_value(quick=True, seeds=(21,), runs={"": ValueRun(simulator, RATED_PER_PRODUCT)}, online=online)
+    assert rated.metrics == {name: measured.metrics[name] for name in rated.metrics}
 
 
 def test_every_figure_is_a_share(measured: Measured) -> None:
