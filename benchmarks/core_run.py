@@ -45,7 +45,7 @@ class CoreRun:
         self._codes = [codes.tobytes() for codes in world.codes]
         self.core = OnlineCore(settings, world.registry, world.bank)
         self.grouping_s = self.learning_s = 0.0
-        """Seconds spent so far on groups, and on predicting and learning."""
+        """Seconds of processor time spent so far on groups, and on predicting and learning."""
 
     def save(self, store: Store) -> None:
         """Write everything that the core has learnt to an empty store."""
@@ -82,7 +82,7 @@ class CoreRun:
         core, registry = self.core, self._world.registry
         product_ids = [registry.product_ids[number] for number in batch.products.tolist()]
         core.bring_in(product_ids, None, self._now_ms, self._n_batches)
-        started_s = time.perf_counter()
+        started_s = time.process_time()
         group_ids = core.grouping.observe_many(
             product_ids,
             batch.products,
@@ -91,7 +91,7 @@ class CoreRun:
             self._now_ms,
             self._n_batches,
         )
-        self.grouping_s += time.perf_counter() - started_s
+        self.grouping_s += time.process_time() - started_s
         records = [
             ImpressionRecord(
                 product_id,
@@ -115,12 +115,12 @@ class CoreRun:
             )
         ]
         core.count(records, [record for record in records if record.clicked], self._now_ms)
-        started_s = time.perf_counter()
+        started_s = time.process_time()
         shifts = core.learn(records, [], self._now_ms)
-        learnt_s = time.perf_counter()
+        learnt_s = time.process_time()
         core.regroup(self._now_ms, self._n_batches)
         self.learning_s += learnt_s - started_s
-        self.grouping_s += time.perf_counter() - learnt_s
+        self.grouping_s += time.process_time() - learnt_s
         self._n_batches += 1
         return group_ids, shifts
 

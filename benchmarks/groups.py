@@ -17,7 +17,8 @@ from benchmarks.measured import Measured, over_runs, seeds_of
 from benchmarks.value import RUNS as VALUE_RUNS
 from benchmarks.value import stream_rng, value_figures
 from benchmarks.worlds import BenchWorld, Ints, bench_world
-from offline.reference import agreement, batch_groups
+from offline.reference import BatchGroups, agreement, batch_groups
+from online.clustering import Floats, choose_k
 from online.ranking import mean_ndcg_between_groups, null_ndcg
 from online.settings import ModelForm, OnlineSettings
 from simulator.settings import SimulatorSettings
@@ -69,12 +70,14 @@ def bench_group(
     Metrics, those of the further runs with their prefix (``flat_``: a world whose users do not differ; ``paper_`` and
     ``short_``: the paper's form of the model, clustering e_{u|t}, and the shipped one after the same impressions):
     ``nmi`` of the groups with the true segments and ``ari_batch`` with Algorithm 1 run in batch on the same embeddings,
-    means over products; ``k_near_share`` of the products whose K is within 1 of the number of segments; ``k1_share`` of
-    those whose users count as one group (no group, one, or groups whose preferences the test does not tell apart);
-    ``id_churn``, the share of users whose group has another id after a regrouping, in the second half;
-    ``ndcg_between_groups`` of their creatives by shrunk CTR and ``ndcg_null_split``, the same of random halves; and the
-    ``auroc`` on held-out impressions. ``grouping_cost_ratio`` is the time spent on groups by that spent on predicting
-    and learning, ``bytes_per_product`` what is kept of a product in memory and in the state, without the model.
+    means over products; ``ari_batch_same_rule`` with the same, but for the stream's rule for K, the fewest groups whose
+    silhouette is as good (``online.groups.k_tolerance``): what is lost by streaming alone; ``k_near_share`` of the
+    products whose K is within 1 of the number of segments; ``k1_share`` of those whose users count as one group (no
+    group, one, or groups whose preferences the test does not tell apart); ``id_churn``, the share of users whose group
+    has another id after a regrouping, in the second half; ``ndcg_between_groups`` of their creatives by shrunk CTR and
+    ``ndcg_null_split``, the same of random halves; and the ``auroc`` on held-out impressions. ``grouping_cost_ratio``
+    is the processor time spent on groups by that spent on predicting and learning, ``bytes_per_product`` what is kept
+    of a product in memory and in the state, without the model.
     The first two runs are those of `benchmarks.value` gone on with, whose figures they give too, to the last digit.
 
     Parameters
@@ -145,17 +148,29 @@ def _rate(course: CoreRun, world: BenchWorld, product: int, online: OnlineSettin
     groups = grouping.groups_of(product_id)
     distinct = groups is not None and len(groups.groups) > 1 and groups.distinct
     if groups is None or len(groups.groups) < 2:
-        return {"k1_share": 1.0, "nmi": 0.0, "ari_batch": None, "k_near_share": None} | _no_ndcg()
+        return {"k1_share": 1.0, "nmi": 0.0} | _no_agreement() | _no_ndcg()
     users: Ints = np.arange(min(N_USERS, world.world.n_users))
     segments, assigned = world.segments(product)[users], course.groups(product, users)
     embedded = grouping.embed_many(product_id, product, world.codes[users])
     batch = batch_groups(embedded, k_min=online.groups.k_min, k_max=online.groups.k_max)
+    same_rule = _by_rule(batch, embedded, online.groups.k_tolerance)
     return {
         "k1_share": float(not distinct),
         "nmi": float(normalized_mutual_info_score(segments, assigned)),
         "ari_batch": agreement(assigned.tolist(), batch.labels),
+        "ari_batch_same_rule": agreement(assigned.tolist(), same_rule.labels),
         "k_near_share": float(abs(len(groups.groups) - len(np.unique(segments))) <= 1),
     } | _ndcg(course, product_id)
+
+
+def _by_rule(batch: BatchGroups, embedded: Floats, k_tolerance: float) -> BatchGroups:
+    """Return the batch groups of the fewest whose silhouette is as good."""
+    k = choose_k(batch.silhouettes, None, k_tolerance, 0.0) if batch.silhouettes else batch.k
+    return batch if k == batch.k else batch_groups(embedded, k_min=k, k_max=k)
+
+
+def _no_agreement() -> dict[str, float | None]:
+    return {"ari_batch": None, "ari_batch_same_rule": None, "k_near_share": None}
 
 
 def _no_ndcg() -> dict[str, float | None]:

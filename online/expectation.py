@@ -41,6 +41,12 @@ CAUTION = 1.0
 DISTRUST = 10 * PRIOR_INFORMATION
 """Information against the model with which a category starts anew when its tastes have changed."""
 
+MAX_SLOPE = 2.0
+"""How many times the expected differences are believed, at most: the model's are too small, as its weights are decayed.
+
+In world 101 the true ones were 1.3 times as large after 2,500 and after 6,250 impressions a product.
+"""
+
 MAX_LOG_RELATIVE = 2.0
 
 _EXPECTATION = msgspec.msgpack.Decoder(ExpectationRecord)
@@ -74,10 +80,12 @@ def expected_log_relative(p_click: npt.NDArray[np.float32], labels: Ints, n_grou
 def slope(of_all: SlopeRecord | None, of_category: SlopeRecord | None) -> float:
     """Return a category's calibration slope: 0 where nothing speaks for what is expected, 1 where it is as expected.
 
+    Beyond 1 the differences are larger than expected.
+
     What is believed of all categories is what has been shown of them, `CAUTION` standard errors below the estimate.
     """
     shown = _slope(of_all, 0.0) - CAUTION / math.sqrt((of_all or _NOTHING).information + PRIOR_INFORMATION)
-    return min(max(_slope(of_category, max(shown, 0.0)), 0.0), 1.0)
+    return min(max(_slope(of_category, max(shown, 0.0)), 0.0), MAX_SLOPE)
 
 
 _NOTHING = SlopeRecord(0.0, 0.0)

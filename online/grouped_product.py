@@ -159,6 +159,12 @@ class GroupedProduct:
         """Users in the reservoir that were not lent."""
         return self.clustering.n_users - self.clustering.n_lent
 
+    def groups_of_clusters(self, labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+        """Return the groups of users, (B,), from their clusters for every K, (number of Ks, B)."""
+        if self.k == 1:
+            return np.full(labels.shape[1], self.group_ids[0], np.int64)
+        return np.asarray(self.group_ids)[labels[self.clustering.ks.index(self.k)]]
+
     def nearest_groups(self, embedded: Floats) -> npt.NDArray[np.int64]:
         """Return the groups of users, (B,), from their embeddings of its encoder version, (B, D)."""
         if self.k == 1:

@@ -187,7 +187,7 @@ class Grouping:
             )
             product.n_since_refresh += len(rows)
             self._changed_clusterings[distinct_ids[position]] = None
-            group_ids[rows] = product.nearest_groups(embedded[rows])
+            group_ids[rows] = product.groups_of_clusters(labels[:, part])
         return group_ids
 
     def _move_many(

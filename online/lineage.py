@@ -16,13 +16,15 @@ class Lineage:
 
     ``group_ids`` are the ids of the new clusters, in order. ``born`` of them are new; ``merged``
     maps a group that is no more to the one that takes over its counts; ``died`` lists those whose
-    counts stay under their old id, for no single group follows them (a split).
+    counts stay under their old id, for no single group follows them (a split). ``moved_share`` of the users are in
+    another group than before.
     """
 
     group_ids: list[int]
     born: list[int]
     merged: dict[int, int]
     died: list[int]
+    moved_share: float = 0.0
 
 
 def match_groups(
@@ -73,7 +75,9 @@ def match_groups(
             merged[old_id] = ids[heir]
         else:
             died.append(old_id)
-    return Lineage([ids[new] for new in range(n_new)], born, merged, died)
+    n_stayed = sum(shared[row, new] for row, old_id in enumerate(old_ids) for new in ids if ids[new] == old_id)
+    moved_share = 1.0 - float(n_stayed) / max(len(old_labels), 1)
+    return Lineage([ids[new] for new in range(n_new)], born, merged, died, moved_share)
 
 
 def lineage_records(lineage: Lineage, now_ms: int) -> list[LineageRecord]:

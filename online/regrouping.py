@@ -24,6 +24,12 @@ Floats = npt.NDArray[np.float64]
 MIN_CELL_IMPRESSIONS = 30
 """Impressions that a group needs on average per creative before its preferences are compared."""
 
+MOVED_SHARE = 0.02
+"""Share of a product's users in another group than before from which its live counts are told apart anew."""
+
+SETTLED_SHARE = 0.05
+"""Share of its impressions so far after which a product is asked about again: what is learnt of it settles."""
+
 N_EXPECTED_USERS = 128
 """Users of a product, at most, from whom it is told which creatives each group is expected to prefer."""
 
@@ -80,7 +86,7 @@ class Regrouping:
             creatives = self._registry.creative_numbers[self._registry.products[product_id].number]
             if 0 < len(self._expectations.creatives(product_id)) < len(creatives):
                 asked[product_id] = None
-        self._expect_many([*asked, *self._outdated(asked)])
+        self._expect_many([*asked, *self._outdated(asked, relearnt)])
 
     def refresh(self, product_id: str, now_ms: int) -> None:
         """Move a product to the newest encoder version, and what hangs on its groups along."""
@@ -95,11 +101,11 @@ class Regrouping:
         for dead in sorted(counted - {UNGROUPED, *lineage.group_ids})[:-DEAD_GROUPS_KEPT]:
             self._grouping.retire(product_id, dead)
             self._counts.hand_over(product_id, dead, UNGROUPED, now_ms)
-        if lineage.born:
+        if lineage.born or lineage.moved_share >= MOVED_SHARE:
             self._distribute(product_id, now_ms)
 
     def _distribute(self, product_id: str, now_ms: int) -> None:
-        """Give new groups the live counts of their users, as far as replay holds them."""
+        """Give groups the live counts of the users that they have now, as far as replay holds them."""
         number = self._registry.products[product_id].number
         remembered = self._learner.remembered(number)
         if not len(remembered):
@@ -109,23 +115,28 @@ class Regrouping:
             self._registry.creatives[product_id, creative_id].number: creative_id
             for creative_id in {creative_id for _, creative_id in self._counts.cells_of(product_id)}
         }
-        places, index = np.unique(np.stack([group_ids, remembered.rows.creatives]), axis=1, return_inverse=True)
+        n_numbers = int(remembered.rows.creatives.max()) + 1
+        cells, index = np.unique(group_ids * n_numbers + remembered.rows.creatives, return_inverse=True)
         n_impressions = np.bincount(index)
         n_clicks = np.bincount(index, weights=remembered.clicks)
         found = {
             (int(group_id), names[int(creative)]): (int(n), int(x))
-            for group_id, creative, n, x in zip(*places, n_impressions, n_clicks, strict=True)
+            for group_id, creative, n, x in zip(*divmod(cells, n_numbers), n_impressions, n_clicks, strict=True)
         }
         self._counts.distribute_live(product_id, found, now_ms)
 
-    def _outdated(self, others: Container[str]) -> list[str]:
-        """Return the products, beside others, whose groups it is time to ask the model about again."""
-        ages = (
-            (self._grouping.n_seen(product_id) - n_impressions, product_id)
-            for product_id, n_impressions in self._expectations.n_impressions().items()
-            if product_id not in others and self._group_ids(product_id)
-        )
-        due = (age for age in ages if age[0] >= self._settings.expect_every_impressions)
+    def _outdated(self, others: Container[str], relearnt: Container[str]) -> list[str]:
+        """Return the products, beside others, whose groups it is time to ask the model about again.
+
+        Those that are ``relearnt`` are asked about as often as if they were young.
+        """
+        due = []
+        for product_id, n_impressions in self._expectations.n_impressions().items():
+            share = 0.0 if product_id in relearnt else SETTLED_SHARE
+            age = self._grouping.n_seen(product_id) - n_impressions
+            is_due = age >= max(self._settings.expect_every_impressions, share * n_impressions)
+            if is_due and product_id not in others and self._group_ids(product_id):
+                due.append((age, product_id))
         return [product_id for _, product_id in heapq.nlargest(self._settings.expect_products_per_batch, due)]
 
     def _expect_many(self, product_ids: Sequence[str]) -> None:

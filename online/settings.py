@@ -102,7 +102,7 @@ class GroupSettings(BaseModel):
     warm_up_impressions: int = Field(20_000, ge=0, description="Labelled impressions learnt before the first grouping.")
     adopt_every_impressions: int = Field(20_000, ge=1, description="Labelled impressions between two encoder versions.")
     refresh_every_impressions: int = Field(
-        350,
+        600,
         ge=1,
         description="Impressions of a product after which it moves to a new encoder version and is regrouped; while it "
         "has had fewer than four times as many, after a quarter of them. A product whose tastes have changed does not "
@@ -115,7 +115,8 @@ class GroupSettings(BaseModel):
         100,
         ge=1,
         description="Impressions of a product after which the model is asked again which creatives its groups prefer, "
-        "also while they stay as they are.",
+        "also while they stay as they are. One that has had more than twenty times as many waits for a twentieth of "
+        "them, unless its tastes have changed.",
     )
     expect_products_per_batch: int = Field(
         8,

@@ -42,7 +42,8 @@ def test_every_figure_is_a_share(measured: Measured) -> None:
     for prefix in ("", "flat_", "paper_"):
         for name in shares:
             assert 0 <= measured.metrics[prefix + name] <= 1, prefix + name
-        assert -1 <= measured.metrics[f"{prefix}ari_batch"] <= 1
+        for name in ("ari_batch", "ari_batch_same_rule"):
+            assert -1 <= measured.metrics[prefix + name] <= 1
 
 
 def test_groups_differ_where_tastes_do_and_not_where_they_do_not(measured: Measured) -> None:

@@ -9,6 +9,7 @@ from online.ctr import shrink
 from online.expectation import (
     CAUTION,
     MAX_LOG_RELATIVE,
+    MAX_SLOPE,
     PRIOR_INFORMATION,
     Expectations,
     expected_log_relative,
@@ -90,7 +91,8 @@ def weight(expectations, log_relative):
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize(
-    ("true_slope", "low", "high"), [(1.0, 0.85, 1.0), (0.5, 0.35, 0.65), (0.0, 0.0, 0.13), (-1.0, 0.0, 0.0)]
+    ("true_slope", "low", "high"),
+    [(1.0, 0.85, 1.2), (1.4, 1.2, 1.7), (0.5, 0.35, 0.65), (0.0, 0.0, 0.13), (-1.0, 0.0, 0.0)],
 )
 def test_the_slope_is_how_far_clicks_follow_the_expectation(expectations, log_relative, seed, true_slope, low, high):
     observed(expectations, log_relative, true_slope, np.random.default_rng(seed))
@@ -114,7 +116,8 @@ def test_nothing_counts_before_it_has_proved_right(expectations):
         ((9.6, 96), None, 0.0),
         ((19.2, 96), None, 0.092),
         (None, (16, 36), 0.4),
-        ((1e6, 100), None, 1.0),
+        ((1e6, 100), None, MAX_SLOPE),
+        ((126, 96), (520, 396), 1.31),
     ],
 )
 def test_a_category_has_the_slope_of_all_until_it_shows_its_own(of_all, of_category, expected):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -33,22 +33,32 @@ CASES = {
     "numbers swap, ids stay with the members": Case(
         labels(5, 5), [3, 4], [1] * 5 + [0] * 5, 2, Lineage([4, 3], [], {}, [])
     ),
-    "a few members change sides": Case(labels(10, 10), [3, 4], labels(12, 8), 2, Lineage([3, 4], [], {}, [])),
+    "a few members change sides": Case(labels(10, 10), [3, 4], labels(12, 8), 2, Lineage([3, 4], [], {}, [], 2 / 20)),
     "a group splits in two: the half that still overlaps enough stays the old one": Case(
-        labels(6, 10), [3, 4], [0] * 6 + [1] * 5 + [2] * 5, 3, Lineage([3, 4, 10], [10], {}, [])
+        labels(6, 10), [3, 4], [0] * 6 + [1] * 5 + [2] * 5, 3, Lineage([3, 4, 10], [10], {}, [], 5 / 16)
     ),
     "a group falls apart: nobody is its heir": Case(
-        labels(9, 9), [3, 4], [0] * 9 + [1] * 3 + [2] * 3 + [3] * 3, 4, Lineage([3, 10, 11, 12], [10, 11, 12], {}, [4])
+        labels(9, 9),
+        [3, 4],
+        [0] * 9 + [1] * 3 + [2] * 3 + [3] * 3,
+        4,
+        Lineage([3, 10, 11, 12], [10, 11, 12], {}, [4], 9 / 18),
     ),
-    "a small group merges into a large one": Case(labels(12, 4), [3, 4], [0] * 16, 1, Lineage([3], [], {4: 3}, [])),
+    "a small group merges into a large one": Case(
+        labels(12, 4), [3, 4], [0] * 16, 1, Lineage([3], [], {4: 3}, [], 4 / 16)
+    ),
     "two equal groups merge: the larger overlap survives and inherits": Case(
-        labels(6, 5), [3, 4], [0] * 11, 1, Lineage([3], [], {4: 3}, [])
+        labels(6, 5), [3, 4], [0] * 11, 1, Lineage([3], [], {4: 3}, [], 5 / 11)
     ),
     "everything is mixed: all are new, the old ones stay as they were": Case(
-        [0, 1, 2] * 6, [3, 4, 5], labels(6, 6, 6), 3, Lineage([10, 11, 12], [10, 11, 12], {}, [3, 4, 5])
+        [0, 1, 2] * 6, [3, 4, 5], labels(6, 6, 6), 3, Lineage([10, 11, 12], [10, 11, 12], {}, [3, 4, 5], 1.0)
     ),
     "one dies into another while a third is born": Case(
-        labels(8, 8, 3), [3, 4, 5], [0] * 8 + [1] * 4 + [2] * 4 + [0] * 3, 3, Lineage([3, 4, 10], [10], {5: 3}, [])
+        labels(8, 8, 3),
+        [3, 4, 5],
+        [0] * 8 + [1] * 4 + [2] * 4 + [0] * 3,
+        3,
+        Lineage([3, 4, 10], [10], {5: 3}, [], 7 / 19),
     ),
     "a group that nobody is in any more": Case(labels(5, 5), [3, 4, 5], labels(5, 5), 2, Lineage([3, 4], [], {}, [5])),
 }
@@ -57,7 +67,8 @@ CASES = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_case(case: Case) -> None:
     found = match_groups(np.array(case.old, np.uint8), case.old_ids, np.array(case.new, np.uint8), case.n_new, 10, 0.5)
-    assert found == case.expected
+    assert found.moved_share == pytest.approx(case.expected.moved_share)
+    assert replace(found, moved_share=case.expected.moved_share) == case.expected
 
 
 pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), min_size=1, max_size=60)

@@ -14,7 +14,7 @@ from online.expectation import expected_log_relative
 from online.features import FeatureBank
 from online.forgetting import ForgottenUsers
 from online.registry import Registry
-from online.regrouping import N_EXPECTED_USERS
+from online.regrouping import N_EXPECTED_USERS, SETTLED_SHARE
 from online.rows import Audience
 from online.settings import OnlineSettings
 from state.records import ImpressionRecord
@@ -90,6 +90,10 @@ class Course:
             {product_id for product_id, n in after[1].items() if n != before[1].get(product_id, 0)},
         )
 
+    def group_ids(self, product_id: str) -> list[int]:
+        groups = self.core.grouping.groups_of(product_id)
+        return [] if groups is None else [group.group_id for group in groups.groups]
+
     def versions(self) -> dict[str, int]:
         found = {}
         for product_id in self.core.grouping.product_ids():
@@ -112,7 +116,8 @@ def test_the_model_is_asked_again_about_those_with_most_impressions_since(online
         assert batch.moved <= batch.asked  # new groups are always asked about
         again = batch.asked - batch.moved
         ages = {product_id: batch.n_seen[product_id] - last[product_id] for product_id in last.keys() - batch.moved}
-        due = sorted((age for age in ages.values() if age >= every), reverse=True)[:n_most]
+        waits = {product_id: max(every, SETTLED_SHARE * last[product_id]) for product_id in ages}
+        due = sorted((age for product_id, age in ages.items() if age >= waits[product_id]), reverse=True)[:n_most]
         assert sorted((ages[product_id] for product_id in again), reverse=True) == due
         last |= {product_id: batch.n_seen[product_id] for product_id in batch.asked}
         n_again += len(again)
@@ -120,6 +125,12 @@ def test_the_model_is_asked_again_about_those_with_most_impressions_since(online
     assert (n_again > 0) == (n_most > 0)
 
 
+@pytest.fixture
+def unsettled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("online.regrouping.SETTLED_SHARE", 0.0)
+
+
+@pytest.mark.usefixtures("unsettled")
 def test_what_is_expected_is_what_the_model_says_now(online: OnlineSettings) -> None:
     # Groups are made once and stay: only what is expected of them can move.
     once = settings(online, adopt_every_impressions=10_000, expect_every_impressions=1)
@@ -137,6 +148,7 @@ def test_what_is_expected_is_what_the_model_says_now(online: OnlineSettings) -> 
     assert all(difference < 1e-5 if n_most else difference > 0.1 for n_most, difference in differences)
 
 
+@pytest.mark.usefixtures("unsettled")
 def test_a_product_whose_users_have_all_been_forgotten_is_not_asked_about(online: OnlineSettings) -> None:
     course = Course(settings(online, expect_every_impressions=1, expect_products_per_batch=1))
     course.run(15)
@@ -152,3 +164,23 @@ def test_a_product_whose_users_have_all_been_forgotten_is_not_asked_about(online
     for _ in PRODUCTS:
         core.regroup(0, 15)
     assert outdated() == {forgotten}
+
+
+@pytest.mark.parametrize(("moved_share", "follow"), [(0.0, True), (1.1, False)])
+def test_live_counts_follow_users_who_are_in_another_group_now(
+    online: OnlineSettings, monkeypatch: pytest.MonkeyPatch, moved_share: float, *, follow: bool
+) -> None:
+    monkeypatch.setattr("online.regrouping.MOVED_SHARE", moved_share)
+    model = online.model.model_copy(update={"replay_rows": 10_000})  # all that is shown
+    core = (course := Course(online.model_copy(update={"model": model}))).core
+    course.run(20)
+    for number, product_id in enumerate(PRODUCTS):
+        one, other = [group_id for group_id in course.group_ids(product_id) if group_id][:2]
+        core.counts.hand_over(product_id, one, other, 0)
+        core._regrouping.refresh(product_id, 0)
+        rows = core.learner.remembered(number).rows
+        in_one = core.grouping.assign_many(product_id, number, rows.attributes) == one
+        assert in_one.any()
+        cells = core.counts.cells_of(product_id).items()
+        live = sum(cell.live_impressions for (group_id, _), cell in cells if group_id == one)
+        assert live == pytest.approx(in_one.sum() if follow else 0)
