@@ -163,7 +163,8 @@ class GroupedProduct:
         """Return the groups of users, (B,), from their clusters for every K, (number of Ks, B)."""
         if self.k == 1:
             return np.full(labels.shape[1], self.group_ids[0], np.int64)
-        return np.asarray(self.group_ids)[labels[self.clustering.ks.index(self.k)]]
+        group_ids = np.asarray(self.group_ids)
+        return np.asarray(group_ids[labels[self.clustering.ks.index(self.k)]], np.int64)
 
     def nearest_groups(self, embedded: Floats) -> npt.NDArray[np.int64]:
         """Return the groups of users, (B,), from their embeddings of its encoder version, (B, D)."""
