@@ -27,6 +27,9 @@ MIN_CELL_IMPRESSIONS = 30
 MOVED_SHARE = 0.02
 """Share of a product's users in another group than before from which its live counts are told apart anew."""
 
+HELD_SHARE = 0.9
+"""Share of a product's impressions that replay has to hold for that: what came before would count ever less."""
+
 SETTLED_SHARE = 0.05
 """Share of its impressions so far after which a product is asked about again: what is learnt of it settles."""
 
@@ -101,14 +104,19 @@ class Regrouping:
         for dead in sorted(counted - {UNGROUPED, *lineage.group_ids})[:-DEAD_GROUPS_KEPT]:
             self._grouping.retire(product_id, dead)
             self._counts.hand_over(product_id, dead, UNGROUPED, now_ms)
-        if lineage.born or lineage.moved_share >= MOVED_SHARE:
+        if lineage.born:
             self._distribute(product_id, now_ms)
+        elif lineage.moved_share >= MOVED_SHARE:
+            self._distribute(product_id, now_ms, least_share=HELD_SHARE)
 
-    def _distribute(self, product_id: str, now_ms: int) -> None:
-        """Give groups the live counts of the users that they have now, as far as replay holds them."""
+    def _distribute(self, product_id: str, now_ms: int, least_share: float = 0.0) -> None:
+        """Give groups the live counts of the users that they have now, as far as replay holds them.
+
+        Nothing is done where it holds less than ``least_share`` of the product's impressions.
+        """
         number = self._registry.products[product_id].number
         remembered = self._learner.remembered(number)
-        if not len(remembered):
+        if len(remembered) <= least_share * self._grouping.n_seen(product_id):
             return
         group_ids = self._grouping.assign_many(product_id, number, remembered.rows.attributes)
         names = {
