@@ -166,12 +166,15 @@ def test_a_product_whose_users_have_all_been_forgotten_is_not_asked_about(online
     assert outdated() == {forgotten}
 
 
-@pytest.mark.parametrize(("moved_share", "follow"), [(0.0, True), (1.1, False)])
+@pytest.mark.parametrize(
+    ("moved_share", "replay_rows", "follow"),
+    [(0.0, 2_000, True), (1.1, 2_000, False), (0.0, 1_000, False)],  # 2,000 are shown
+)
 def test_live_counts_follow_users_who_are_in_another_group_now(
-    online: OnlineSettings, monkeypatch: pytest.MonkeyPatch, moved_share: float, *, follow: bool
+    online: OnlineSettings, monkeypatch: pytest.MonkeyPatch, moved_share: float, replay_rows: int, *, follow: bool
 ) -> None:
     monkeypatch.setattr("online.regrouping.MOVED_SHARE", moved_share)
-    model = online.model.model_copy(update={"replay_rows": 10_000})  # all that is shown
+    model = online.model.model_copy(update={"replay_rows": replay_rows})
     core = (course := Course(online.model_copy(update={"model": model}))).core
     course.run(20)
     for number, product_id in enumerate(PRODUCTS):
