@@ -25,8 +25,6 @@ from online.settings import OnlineSettings
 from simulator.settings import SimulatorSettings
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from benchmarks.creative_ctr import CreativeCtr
     from benchmarks.reward import RewardWorld
     from generator.grm import Grm
@@ -64,9 +62,7 @@ class OfflineRun:
     mllm: MllmSettings = field(default_factory=MllmSettings)
 
 
-_SETTINGS: Final = OfflineSettings(
-    tuples=TupleSettings(size_px=PICTURE_PX), group_dpo=GroupDpoSettings(learning_rate=2e-3)
-)
+_SETTINGS: Final = OfflineSettings(tuples=TupleSettings(size_px=PICTURE_PX))
 RUN: Final = OfflineRun(_world(48), 600_000, n_lessons=900, n_prompts=8, offline=_SETTINGS)
 QUICK_RUN: Final = OfflineRun(
     _world(12),
@@ -76,7 +72,7 @@ QUICK_RUN: Final = OfflineRun(
     offline=_SETTINGS.model_copy(
         update={
             "pretrain": PretrainSettings(n_rows=1_600),
-            "reward": _SETTINGS.reward.model_copy(update={"n_steps": 60, "n_lesson_steps": 60}),
+            "reward": _SETTINGS.reward.model_copy(update={"n_steps": 60}),
         }
     ),
 )
@@ -166,7 +162,8 @@ def measure_models(
     from benchmarks.reward import Oracle
     from generator.mllm import GroupMllm
     from offline.lessons import drawn_lessons
-    from offline.reward_comparison import RewardData, RewardKind, compare_rewards, teach_seeing
+    from offline.reward_comparison import RewardData, RewardKind, compare_rewards
+    from offline.seeing import teach
     from online.encoders import load_encoders
 
     settings = run.offline
@@ -184,9 +181,7 @@ def measure_models(
         size_px=settings.tuples.size_px,
         seed=seed,
     )
-    seen: dict[str, Tensor] = {}
-    data = replace(data, lessons=[*data.lessons, *lessons])
-    teach_seeing(mllm, data, settings.reward, seed=seed, seen=seen)
+    teach(mllm, [*data.lessons, *lessons], settings.reward, seed=seed)
     mllm.save(taught)
     compared = compare_rewards(
         data,
@@ -195,24 +190,26 @@ def measure_models(
         partial(GroupMllm.load, taught),
         load_encoders(online),
         seed=seed,
-        seen=seen,
         others=[Oracle(made.truth)],
     )
     accuracies = compared.accuracies
     log.info("world %d: %s", seed, {name: round(found.accuracy, 3) for name, found in accuracies.items()})
     values, intervals = _accuracy_figures(accuracies)
 
-    def tuples(kind: RewardKind) -> list[PreferenceTuple]:
+    def tuples(kind: RewardKind, run: OfflineRun) -> list[PreferenceTuple]:
         return _tuples(run, made, start(), compared.grms[kind], renderer, folder / f"tuples-{kind.value}", seed)
 
-    of_groups, of_all = tuples(RewardKind.GRM), tuples(RewardKind.CAIG)
+    # CAIG's reward is hardly ever sure, and by its method every pair counts.
+    every_pair = settings.tuples.model_copy(update={"min_win_probability": 0.5})
+    of_all = tuples(RewardKind.CAIG, replace(run, offline=settings.model_copy(update={"tuples": every_pair})))
+    of_groups = tuples(RewardKind.GRM, run)
     clicked = {"pretrained": _clicked(run, made, start(), seed, values, "pretrained", with_group=True)}
     for name, ranked, with_group in (
         ("group_dpo", of_groups, True),
         ("no_group", of_groups, False),
         ("caig", of_all, False),
     ):
-        dpo = settings.group_dpo.model_copy(update={"with_group": with_group})
+        dpo = settings.group_dpo.of_preset(run.mllm.preset).model_copy(update={"with_group": with_group})
         mllm = start()
         report = _align(mllm, ranked, dpo, folder / name, seed)
         if name == "group_dpo":

@@ -25,27 +25,30 @@ class Eyes:
         Whose tower and image processor are used.
     n_kept
         Pictures that are kept at most, those that were read last.
-    seen
-        What is kept; models of one tower and image processor may share it. Default: nothing has been read yet.
     """
 
-    def __init__(self, mllm: GroupMllm, *, n_kept: int = 65_536, seen: dict[str, Tensor] | None = None) -> None:
+    def __init__(self, mllm: GroupMllm, *, n_kept: int = 65_536) -> None:
         self._mllm = mllm
         self._n_kept = n_kept
-        self._kept: dict[str, Tensor] = {} if seen is None else seen
+        self._kept: dict[str, Tensor] = {}
         tower = mllm.model.model.vision_tower
         self._frozen = not any(parameter.requires_grad for parameter in tower.parameters())
 
-    def look(self, pictures: Sequence[Picture]) -> dict[str, Any]:
-        """Return the backbone's arguments that show it these pictures, in the order of their placeholders."""
+    def see(self, pictures: Sequence[Picture]) -> Tensor:
+        """Return what is kept of pictures: a frozen tower's tokens (n, T, width), else the pixels (n, 3, H, W)."""
         missing = {picture.key: picture for picture in pictures if picture.key not in self._kept}
         for picture in missing.values():
             self._kept[picture.key] = self._read(picture)
         seen = torch.stack([self._kept[picture.key] for picture in pictures])
         for key in list(self._kept)[: max(len(self._kept) - self._n_kept, 0)]:
             del self._kept[key]
+        return seen
+
+    def look(self, pictures: Sequence[Picture]) -> dict[str, Any]:
+        """Return the backbone's arguments that show it these pictures, in the order of their placeholders."""
+        seen = self.see(pictures)
         if not self._frozen:
-            return {"pixel_values": seen}  # (n, 3, H, W)
+            return {"pixel_values": seen}
         features = self._mllm.model.model.multi_modal_projector(seen)  # (n, T, D)
         return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features)}}
 

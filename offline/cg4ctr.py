@@ -23,6 +23,9 @@ from online.encoders import ImageEncoder, TextEncoder
 D_MODEL: Final = 128
 N_LAYERS: Final = 4
 N_HEADS: Final = 4
+LEARNING_RATE: Final = 1e-3
+WEIGHT_DECAY: Final = 0.05
+BATCH_LISTS: Final = 8
 LIST_SHARE: Final = 0.9
 """Share of the listwise loss; the rest is the squared error's."""
 
@@ -106,10 +109,10 @@ def train_cg4ctr(
     titles = [title for title, _ in lists]
     contents = list(lists.values())
     rng = np.random.default_rng(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     model.train()
     for step in range(settings.n_steps):
-        drawn = rng.integers(len(contents), size=max(1, settings.batch_pairs // 4)).tolist()
+        drawn = rng.integers(len(contents), size=BATCH_LISTS).tolist()
         scores = model.scores([(titles[place], picture) for place in drawn for picture, _ in contents[place].values()])
         sizes = [len(contents[place]) for place in drawn]
         losses = []

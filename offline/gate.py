@@ -16,16 +16,20 @@ from PIL import Image
 
 from generator.comparison import Floats
 from generator.composition import EmptyCutout
-from generator.creative_scorer import Audience, Candidate, CreativeScorer, scores_of
+from generator.creative_scorer import Audience, Candidate, CreativeScorer, GrmScorer, scores_of
+from generator.grm import Grm
 from generator.mllm import GroupMllm
 from generator.prompt import Prompt, is_well_formed
 from generator.renderer import Renderer
 from generator.settings import MllmSettings
 from generator.storage import ImageUnreadable, open_image
-from offline.evaluation import AccuracyDifference, PairAccuracy
+from offline.evaluation import AccuracyDifference, PairAccuracy, accuracy_difference, evaluate
+from offline.labelled_pair import Pair
+from offline.pairs import is_held_out
 from offline.pretrain import Pictures, prompt_input
 from offline.pretrain_source import GroupSource, ProductSource
-from offline.settings import GroupGateSettings
+from offline.prompt_gate import measure_prompts, refusals
+from offline.settings import GroupGateSettings, OfflineSettings
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +48,14 @@ class GroupChange:
     gain: float
     low: float
     high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the gate says: why the new models are refused, which is nothing where they pass, and what was measured."""
+
+    refusals: tuple[str, ...]
+    figures: dict[str, float]
 
 
 def grm_refusals(accuracy: PairAccuracy | None, to_champion: AccuracyDifference | None) -> list[str]:
@@ -204,3 +216,115 @@ def _write(
         batch_size=64,
     )
     return [[text for text in of_group if is_well_formed(text)] for of_group in answers]
+
+
+def accuracy_figures(accuracy: PairAccuracy) -> dict[str, float]:
+    """Return what an evaluation on held-out pairs found, as figures of a manifest."""
+    return {
+        "n_held_out": accuracy.n_pairs,
+        "accuracy": accuracy.accuracy,
+        "accuracy_low": accuracy.accuracy_low,
+        "accuracy_high": accuracy.accuracy_high,
+        "order_inconsistency": accuracy.order_inconsistency,
+        "log_loss": accuracy.log_loss,
+        "calibration_error": accuracy.calibration_error,
+    }
+
+
+def hold_against(
+    *,
+    before: GroupMllm,
+    after: GroupMllm,
+    judge: Grm,
+    judge_name: str,
+    champion_judge: Grm | None,
+    held_out: Sequence[Pair],
+    sources: Sequence[ProductSource],
+    renderer: Renderer,
+    settings: OfflineSettings,
+    generation: MllmSettings,
+    seed: int,
+) -> Verdict:
+    """Measure newly trained models beside what is in use, and say what speaks against them.
+
+    Parameters
+    ----------
+    before, after
+        The policy in use, and the new one.
+    judge, judge_name
+        The new reward model, and its artifact.
+    champion_judge
+        The reward model in use; None where there is none.
+    held_out
+        Pairs that neither reward model learnt from.
+    sources, renderer
+        The products, and who draws.
+    settings, generation
+        What is demanded, and how prompts are drawn from the models.
+    seed
+        Seed of prompts and pictures.
+    """
+    accuracy = evaluate(judge, held_out) if held_out else None
+    to_champion = None
+    if champion_judge is not None and held_out:
+        to_champion = accuracy_difference(judge, champion_judge, held_out)
+    with_group = settings.group_dpo.with_group
+    prompts_before, prompts_after = (
+        measure_prompts(
+            policy,
+            sources,
+            generation,
+            n_groups=settings.prompt_gate.n_groups,
+            with_group=with_group,
+            seed=seed,
+            pictures=Pictures.of(policy),
+        )
+        for policy in (before, after)
+    )
+    changes = compare_policies(
+        before,
+        after,
+        unseen(sources, settings),
+        renderer,
+        GrmScorer(judge, judge_name),
+        settings.group_gate,
+        generation,
+        size_px=settings.tuples.size_px,
+        seed=seed,
+    )
+    figures = {} if accuracy is None else accuracy_figures(accuracy)
+    if to_champion is not None:
+        figures |= {
+            "accuracy_gain": to_champion.difference,
+            "accuracy_gain_low": to_champion.low,
+            "accuracy_gain_high": to_champion.high,
+        }
+    figures |= {
+        "p_well_formed_before": prompts_before.drawn.p_well_formed,
+        "p_well_formed": prompts_after.drawn.p_well_formed,
+        "p_group_specific": prompts_after.p_group_specific,
+        "n_choices": prompts_after.n_choices,
+        "n_groups_compared": len(changes),
+    }
+    if changes:
+        figures |= {
+            "log_odds_gain": float(np.mean([change.gain for change in changes])),
+            "worst_log_odds_gain": min(change.gain for change in changes),
+        }
+    refused = [
+        *grm_refusals(accuracy, to_champion),
+        *refusals(prompts_before, prompts_after, settings.prompt_gate, with_group=with_group),
+        *group_refusals(changes, settings.group_gate),
+    ]
+    return Verdict(tuple(refused), figures)
+
+
+def unseen(sources: Sequence[ProductSource], settings: OfflineSettings) -> list[ProductSource]:
+    """Return the products that neither reward model nor alignment learnt from; all of them where there is none."""
+    share = settings.group_dpo.held_out_share
+    if settings.held_out_by == "product":
+        share = min(share, settings.held_out_share)
+    found = [product for product in sources if is_held_out(product.product_id, share)]
+    if not found:
+        log.warning("no product with groups is held out: the gate compares groups that were learnt from")
+    return found or list(sources)

@@ -87,7 +87,7 @@ def align(
     tuples
         Winners and losers.
     settings
-        How it is aligned.
+        How it is aligned; its learning rate is set, by `GroupDpoSettings.of_preset` if by nobody else.
     folder
         Where checkpoints and `PROGRESS_FILE` go: a folder of this run alone.
     seed
@@ -201,6 +201,7 @@ def _dataset(
 
 def _arguments(mllm: GroupMllm, settings: GroupDpoSettings, folder: Path, seed: int) -> DPOConfig:
     on_cuda = mllm.device.type == "cuda"
+    assert settings.learning_rate is not None
     options: dict[str, Any] = {
         "beta": settings.beta,
         "loss_type": ["sigmoid", "sft"],

@@ -12,8 +12,8 @@ from generator.composition import EmptyCutout
 from generator.prompt import VOCABULARY, Prompt
 from generator.renderer import Renderer
 from generator.storage import ImageUnreadable, open_image
-from offline.grm_training import Lesson
 from offline.pretrain_source import ProductSource
+from offline.seeing import Lesson
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Self
 
-import numpy as np
-
 from generator.comparison import Picture
 from generator.grm import Grm
 from generator.mllm import GroupMllm
@@ -16,9 +14,10 @@ from offline.cg4ctr import Cg4Ctr, train_cg4ctr
 from offline.data_parallel import DataParallel
 from offline.dataset import Dataset
 from offline.evaluation import PairAccuracy, evaluate
-from offline.grm_training import CAIG_POINT_WEIGHT, Lesson, OnStep, teach, train_grm
+from offline.grm_training import CAIG_POINT_WEIGHT, train_grm
 from offline.labelled_pair import Pair, PairScorer, read_pairs
 from offline.pairs import HELD_OUT, TRAIN
+from offline.seeing import Lesson, OnStep
 from offline.settings import EndpointSettings, RewardSettings
 from online.encoders import ImageEncoder, TextEncoder
 
@@ -82,7 +81,7 @@ def train_reward(
     mllm: GroupMllm,
     *,
     seed: int,
-    seen: dict[str, Tensor] | None = None,
+    readings: dict[str, Tensor] | None = None,
     on_step: OnStep | None = None,
     processes: DataParallel | None = None,
 ) -> Grm:
@@ -97,12 +96,11 @@ def train_reward(
     settings
         Steps, rates and sizes.
     mllm
-        Where it starts, after its lessons (`teach_seeing`); it becomes the model's own and is trained
-        on.
+        What it stands on, after its lessons (`offline.seeing`); it becomes the model's own.
     seed
         Seed of the heads and of the order of everything; the process's own random state is left as it is.
-    seen
-        Pictures that the tower has read already, and where those that it reads are kept.
+    readings
+        What the same G-MLLM has read in pictures already, and where what it reads is kept.
     on_step
         Watches the training.
     processes
@@ -117,7 +115,7 @@ def train_reward(
 
     with torch.random.fork_rng(devices=[mllm.device] if mllm.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        grm = Grm(mllm, with_group=kind is RewardKind.GRM, name=kind.value, seen=seen)
+        grm = Grm(mllm, with_group=kind is RewardKind.GRM, layer=settings.layer, name=kind.value, readings=readings)
         train_grm(
             grm,
             data.learnt,
@@ -148,23 +146,6 @@ def train_cg4ctr_reward(
     return model
 
 
-def teach_seeing(
-    mllm: GroupMllm,
-    data: RewardData,
-    settings: RewardSettings,
-    *,
-    seed: int,
-    seen: dict[str, Tensor] | None = None,
-    on_step: OnStep | None = None,
-    processes: DataParallel | None = None,
-) -> None:
-    """Teach a G-MLLM the lessons, in place, so that several reward models can start from it."""
-    if data.lessons:
-        grm = Grm(mllm, with_group=False, seen=seen).train()
-        teach(grm, data.lessons, settings, np.random.default_rng(seed), on_step=on_step, processes=processes)
-        grm.eval()
-
-
 @dataclass(frozen=True)
 class RewardComparison:
     """The reward models that stand on the G-MLLM, and how good all scorers are, by name."""
@@ -181,7 +162,6 @@ def compare_rewards(
     encoders: tuple[TextEncoder, ImageEncoder],
     *,
     seed: int,
-    seen: dict[str, Tensor] | None = None,
     trained: Mapping[RewardKind, Grm] | None = None,
     others: Sequence[PairScorer] = (),
     on_step: Callable[[str, str, int, float], None] | None = None,
@@ -204,8 +184,6 @@ def compare_rewards(
         Those of CG4CTR.
     seed
         Seed of all of them.
-    seen
-        Pictures that the tower has read already.
     trained
         Models that are there already.
     others
@@ -217,11 +195,13 @@ def compare_rewards(
     def watch(name: str) -> OnStep | None:
         return None if on_step is None else lambda stage, step, loss: on_step(name, stage, step, loss)
 
-    seen = {} if seen is None else seen
+    readings: dict[str, Tensor] = {}
     grms = dict(trained or {})
     for kind in RewardKind:
         if kind not in grms:
-            grms[kind] = train_reward(kind, data, settings, start(), seed=seed, seen=seen, on_step=watch(kind.value))
+            grms[kind] = train_reward(
+                kind, data, settings, start(), seed=seed, readings=readings, on_step=watch(kind.value)
+            )
     cg4ctr = train_cg4ctr_reward(data, settings, encoders, seed=seed, on_step=watch(Cg4Ctr.name))
     scorers: list[PairScorer] = [*grms.values(), cg4ctr, *others]
     found = {scorer.name: evaluate(scorer, data.held_out) for scorer in scorers}

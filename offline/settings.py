@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+Preset = Literal["tiny", "smol", "llava"]
+"""What a G-MLLM is made of, `generator.mllm.preset`."""
+
+DPO_LEARNING_RATES: Final[Mapping[Preset, float]] = {"tiny": 2e-3, "smol": 2e-4, "llava": 2e-5}
+"""Learning rates of Group-DPO by preset: the larger a model, the smaller the steps that it bears."""
 
 
 class EndpointSettings(BaseModel):
@@ -67,19 +74,29 @@ class RewardSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     n_steps: int = Field(240, ge=1, description="Steps on pairs.")
-    n_lesson_steps: int = Field(
-        300, ge=0, description="Steps before those, in which the model learns to name what a picture shows."
+    layer: int = Field(
+        0,
+        description="Layer of the language model whose states of a picture the GRM compares: 0 for its inputs, -1 for "
+        "its last one, which a small language model does not see more by.",
     )
+    n_lesson_steps: int = Field(
+        300,
+        ge=0,
+        description="Steps before those, in which a G-MLLM whose eyes learn is taught to name what a picture shows; "
+        "behind frozen eyes the projector is fitted instead.",
+    )
+    lesson_learning_rate: float = Field(1e-3, gt=0, description="Highest learning rate of the lessons.")
+    lesson_weight_decay: float = Field(0.05, ge=0, description="Weight decay of the lessons.")
     n_lesson_pictures: int = Field(
         300,
         ge=0,
         description="Pictures drawn for lessons from random prompts, of products that are learnt from, besides "
         "their creatives.",
     )
-    batch_pairs: int = Field(32, ge=1, description="Pairs in a step, each of them in both orders.")
+    batch_pairs: int = Field(128, ge=1, description="Pairs in a step.")
     batch_lessons: int = Field(32, ge=1, description="Pictures in a step of the lessons.")
-    learning_rate: float = Field(1e-3, gt=0, description="Highest learning rate.")
-    weight_decay: float = Field(0.05, ge=0, description="Weight decay.")
+    learning_rate: float = Field(3e-3, gt=0, description="Highest learning rate on pairs.")
+    weight_decay: float = Field(1.0, ge=0, description="Weight decay on pairs, of heads and group projector.")
     group_noise: float = Field(
         0.3,
         ge=0,
@@ -87,7 +104,11 @@ class RewardSettings(BaseModel):
         "distance from the centroid: groups are few, and each would be learnt by heart.",
     )
     calibration_share: float = Field(
-        0.15, ge=0, lt=1, description="Share of the products learnt from that is kept back to fit the temperature to."
+        0.15,
+        ge=0,
+        lt=1,
+        description="Share of the products learnt from that a first model does not see, for the temperature to be "
+        "fitted to; the model itself then learns from all. With 0 it is fitted to what was learnt.",
     )
 
 
@@ -98,7 +119,7 @@ class TupleSettings(BaseModel):
 
     n_candidates: int = Field(8, ge=2, description="Prompts that the G-MLLM writes for each group.")
     n_pairs: int = Field(
-        1, ge=1, description="Tuples of a group at most: best and worst, then second best and second worst, and so on."
+        4, ge=1, description="Tuples of a group at most: best and worst, then second best and second worst, and so on."
     )
     min_win_probability: float = Field(
         0.6, ge=0.5, lt=1, description="Tuples whose winner is less likely to be clicked more are dropped."
@@ -146,7 +167,7 @@ class GroupDpoSettings(BaseModel):
     )
     beta: float = Field(0.1, gt=0, description="How strongly the reference holds: beta of Eq. 9.")
     sft_weight: float = Field(
-        0.0,
+        1.0,
         ge=0,
         description="Weight of the winner's negative log-likelihood per token beside Eq. 9; 0 is the paper's loss, "
         "more keeps prompts from turning into junk.",
@@ -163,7 +184,12 @@ class GroupDpoSettings(BaseModel):
     lora_rank: int = Field(16, ge=1, description="Rank of LoRA's updates.")
     lora_alpha: int = Field(32, ge=1, description="Scale of LoRA's updates, over the rank.")
     n_epochs: float = Field(3.0, gt=0, description="Passes over the tuples; the paper's are 3.")
-    learning_rate: float = Field(2e-4, gt=0, description="Peak of the cosine schedule; the paper's for LLaVA is 2e-5.")
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="Peak of the cosine schedule; none: the preset's, 2e-3 for `tiny`, 2e-4 for `smol` and for `llava` "
+        "the paper's 2e-5.",
+    )
     warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of the steps over which the rate rises.")
     max_gradient: float = Field(1.0, gt=0, description="Norm to which a step's gradient is cut.")
     batch_tuples: int = Field(8, ge=1, description="Tuples of one step on one device; each is two rows.")
@@ -180,6 +206,12 @@ class GroupDpoSettings(BaseModel):
     )
     checkpoint_steps: int = Field(50, ge=1, description="Steps between checkpoints, from which a killed run goes on.")
     log_steps: int = Field(5, ge=1, description="Steps between lines of progress.")
+
+    def of_preset(self, preset: Preset) -> GroupDpoSettings:
+        """Return these settings with a preset's learning rate, if none is set."""
+        if self.learning_rate is not None:
+            return self
+        return self.model_copy(update={"learning_rate": DPO_LEARNING_RATES[preset]})
 
 
 class ChainSettings(BaseModel):

@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import httpx
 import msgspec
-import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -29,19 +28,19 @@ from generator.renderer_choice import choose_renderer
 from generator.settings import GeneratorSettings
 from offline.data_parallel import DataParallel
 from offline.dataset import Dataset
-from offline.evaluation import PairAccuracy, accuracy_difference, evaluate
-from offline.gate import compare_policies, grm_refusals, group_refusals
+from offline.evaluation import evaluate
+from offline.gate import Verdict, accuracy_figures, hold_against
 from offline.grm_training import NoPairsError
 from offline.group_dpo import align
 from offline.labelled_pair import Pair, read_pairs
 from offline.lessons import drawn_lessons
-from offline.pairs import HELD_OUT, is_held_out
-from offline.pretrain import Pictures, pretrain, teacher_of
+from offline.pairs import HELD_OUT
+from offline.pretrain import pretrain, teacher_of
 from offline.pretrain_source import ProductSource
-from offline.prompt_gate import measure_prompts, refusals
 from offline.rebuild import SOURCES_FILE, Clock
-from offline.reward_comparison import RewardData, RewardKind, teach_seeing, train_reward
+from offline.reward_comparison import RewardData, RewardKind, train_reward
 from offline.runs import Step
+from offline.seeing import teach
 from offline.settings import OfflineSettings
 from offline.source_file import read_sources_file
 from offline.tuples import KIND as TUPLES_KIND
@@ -51,10 +50,20 @@ from state.artifact import Artifact, ArtifactStore
 log = logging.getLogger(__name__)
 
 BASE_KIND: Final = "base-mllm"
+TAUGHT_KIND: Final = "taught-mllm"
 GRM_KIND: Final = "grm"
 MLLM_KIND: Final = "mllm"
-MODEL_KINDS: Final = (BASE_KIND, GRM_KIND, TUPLES_KIND, MLLM_KIND)
+MODEL_KINDS: Final = (BASE_KIND, TAUGHT_KIND, GRM_KIND, TUPLES_KIND, MLLM_KIND)
 """Kinds of the artifacts that the steps make from datasets."""
+
+LESSON_SETTINGS: Final = {
+    "n_lesson_steps",
+    "n_lesson_pictures",
+    "batch_lessons",
+    "lesson_learning_rate",
+    "lesson_weight_decay",
+}
+"""Settings of reward models that their lessons depend on."""
 
 _LOGGED_STEPS: Final = 20
 """Steps of the GRM between two lines of the log."""
@@ -197,51 +206,82 @@ def base_settings(shop: Workshop) -> dict[str, Any]:
     }
 
 
-def grm_step(shop: Workshop, dataset: Artifact, base: Artifact) -> Artifact:
-    """Train a GRM on a dataset's pairs, from a pre-trained G-MLLM's weights: the artifact ``grm``."""
+def lessons_step(shop: Workshop, dataset: Artifact, base: Artifact) -> Artifact:
+    """Teach a pre-trained G-MLLM to say what pictures show, for reward models to stand on: ``taught-mllm``.
+
+    Lessons are the creatives that are learnt from, and pictures that are drawn for products that are.
+    """
     settings = shop.offline.reward
     made_from = {
         "gaip": dataset.name,
         "base-mllm": base.name,
+        "lessons": settings.model_dump(mode="json", include=LESSON_SETTINGS),
+        "seed": shop.seed,
+    }
+
+    def make(folder: Path) -> _Trained:
+        data = reward_data(dataset)
+        held_out = {pair.product_id for pair in data.held_out}
+        drawn = drawn_lessons(
+            [product for product in sources_of(dataset) if product.product_id not in held_out],
+            choose_renderer(shop.generator),
+            n_pictures=settings.n_lesson_pictures,
+            size_px=shop.offline.tuples.size_px,
+            seed=shop.seed,
+        )
+        lessons = [*data.lessons, *drawn]
+        mllm = shop.load_mllm(base)
+        losses = _Losses(shop, settings.n_lesson_steps)
+        teach(mllm, lessons, settings, seed=shop.seed, on_step=losses, processes=shop.processes)
+        return _Trained(mllm, {"n_lessons": len(lessons), "n_processes": shop.processes.n, **losses.figures})
+
+    return _made(shop, TAUGHT_KIND, made_from, make)
+
+
+def grm_step(shop: Workshop, dataset: Artifact, base: Artifact) -> Artifact:
+    """Train a GRM on a dataset's pairs, on a pre-trained G-MLLM after its lessons: the artifact ``grm``."""
+    settings = shop.offline.reward
+    taught = lessons_step(shop, dataset, base)
+    made_from = {
+        "gaip": dataset.name,
+        "base-mllm": base.name,
+        TAUGHT_KIND: taught.name,
         "reward": settings.model_dump(mode="json"),
         "seed": shop.seed,
     }
 
     def make(folder: Path) -> _Trained:
-        data = reward_data(shop, dataset)
-        n_lessons = settings.n_lesson_steps if data.lessons else 0
-        n_steps = n_lessons + settings.n_steps
-        seen: dict[str, torch.Tensor] = {}
-        losses: list[float] = []
-
-        def on_step(stage: str, step: int, loss: float) -> None:
-            if stage == "pairs":
-                losses.append(loss)
-            done = step + 1 + (n_lessons if stage == "pairs" else 0)
-            if done % _LOGGED_STEPS == 0 or done == n_steps:
-                log.info("step %d of %d: %s loss %.4f", done, n_steps, stage, loss)
-            shop.on_progress("grm", done, n_steps, {f"{stage}_loss": loss})
-
-        mllm, together = shop.load_mllm(base), shop.processes
-        teach_seeing(mllm, data, settings, seed=shop.seed, seen=seen, on_step=on_step, processes=together)
-        grm = train_reward(
-            RewardKind.GRM, data, settings, mllm, seed=shop.seed, seen=seen, on_step=on_step, processes=together
-        )
+        data = reward_data(dataset)
+        losses = _Losses(shop, settings.n_steps)
+        mllm, together = shop.load_mllm(taught), shop.processes
+        grm = train_reward(RewardKind.GRM, data, settings, mllm, seed=shop.seed, on_step=losses, processes=together)
         measured = accuracy_figures(evaluate(grm, data.held_out)) if data.held_out else {}
-        figures = {
-            "n_learnt": len(data.learnt),
-            "n_lessons": len(data.lessons),
-            "n_processes": together.n,
-            "first_loss": losses[0],
-            "last_loss": losses[-1],
-        }
-        return _Trained(grm, {**figures, **measured})
+        return _Trained(grm, {"n_learnt": len(data.learnt), "n_processes": together.n, **losses.figures, **measured})
 
     return _made(shop, GRM_KIND, made_from, make)
 
 
-def reward_data(shop: Workshop, dataset: Artifact) -> RewardData:
-    """Return a dataset's pairs, with the lessons of its creatives and of pictures drawn for products learnt from.
+class _Losses:
+    """Tells of losses as they come, and keeps the first and the last of the last stage."""
+
+    def __init__(self, shop: Workshop, n_steps: int) -> None:
+        self._shop = shop
+        self._n_steps = n_steps
+        self.figures: dict[str, float] = {}
+
+    def __call__(self, stage: str, step: int, loss: float) -> None:
+        """Take a step's loss."""
+        if step == 0:
+            self.figures["first_loss"] = loss
+        self.figures["last_loss"] = loss
+        done = step + 1
+        if done % _LOGGED_STEPS == 0 or done == self._n_steps:
+            log.info("step %d of %d: %s loss %.4f", done, self._n_steps, stage, loss)
+        self._shop.on_progress("grm", done, self._n_steps, {f"{stage}_loss": loss})
+
+
+def reward_data(dataset: Artifact) -> RewardData:
+    """Return a dataset's pairs, and its creatives as lessons.
 
     Raises
     ------
@@ -252,28 +292,7 @@ def reward_data(shop: Workshop, dataset: Artifact) -> RewardData:
     data = RewardData.read(Dataset.read(dataset.path))
     if not data.learnt:
         raise NoPairsError
-    held_out = {pair.product_id for pair in data.held_out}
-    drawn = drawn_lessons(
-        [product for product in sources_of(dataset) if product.product_id not in held_out],
-        choose_renderer(shop.generator),
-        n_pictures=shop.offline.reward.n_lesson_pictures,
-        size_px=shop.offline.tuples.size_px,
-        seed=shop.seed,
-    )
-    return replace(data, lessons=[*data.lessons, *drawn])
-
-
-def accuracy_figures(accuracy: PairAccuracy) -> dict[str, float]:
-    """Return what an evaluation on held-out pairs found, as figures of a manifest."""
-    return {
-        "n_held_out": accuracy.n_pairs,
-        "accuracy": accuracy.accuracy,
-        "accuracy_low": accuracy.accuracy_low,
-        "accuracy_high": accuracy.accuracy_high,
-        "order_inconsistency": accuracy.order_inconsistency,
-        "log_loss": accuracy.log_loss,
-        "calibration_error": accuracy.calibration_error,
-    }
+    return data
 
 
 def tuples_step(shop: Workshop, dataset: Artifact, policy: Artifact, grm: Artifact) -> Artifact:
@@ -308,7 +327,7 @@ def tuples_step(shop: Workshop, dataset: Artifact, policy: Artifact, grm: Artifa
 
 def group_dpo_step(shop: Workshop, tuples: Artifact, policy: Artifact, *, kind: str = MLLM_KIND) -> Artifact:
     """Align a G-MLLM with preference tuples by Group-DPO: the artifact ``mllm``, or of another kind to compare with."""
-    settings = shop.offline.group_dpo
+    settings = shop.offline.group_dpo.of_preset(shop.generator.mllm.preset)
     made_from = {
         "tuples": tuples.name,
         "mllm": policy.name,
@@ -342,85 +361,23 @@ def group_dpo_step(shop: Workshop, tuples: Artifact, policy: Artifact, *, kind: 
     return _made(shop, kind, made_from, make)
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the gate says: why the new models are refused, which is nothing where they pass, and what was measured."""
-
-    refusals: tuple[str, ...]
-    figures: dict[str, float]
-
-
 def gate_step(shop: Workshop, dataset: Artifact, mllm: Artifact, grm: Artifact, before: Champion | Artifact) -> Verdict:
     """Hold newly trained models against what is in use: the champion, or before the first the pre-trained G-MLLM."""
-    held_out = pairs_of(dataset, HELD_OUT)
-    judge = shop.load_grm(grm)
-    accuracy = evaluate(judge, held_out) if held_out else None
-    to_champion = None
-    if isinstance(before, Champion) and held_out:
-        to_champion = accuracy_difference(judge, shop.load_grm(_in_use(shop, before.grm)), held_out)
-    old = shop.load_mllm(_in_use(shop, before.mllm) if isinstance(before, Champion) else before)
-    new = shop.load_mllm(mllm)
-    sources, settings = sources_of(dataset), shop.offline
-    with_group = settings.group_dpo.with_group
-    prompts_before, prompts_after = (
-        measure_prompts(
-            policy,
-            sources,
-            shop.generator.mllm,
-            n_groups=settings.prompt_gate.n_groups,
-            with_group=with_group,
-            seed=shop.seed,
-            pictures=Pictures.of(policy),
-        )
-        for policy in (old, new)
-    )
-    changes = compare_policies(
-        old,
-        new,
-        unseen(sources, settings),
-        choose_renderer(shop.generator),
-        GrmScorer(judge, grm.name),
-        settings.group_gate,
-        shop.generator.mllm,
-        size_px=settings.tuples.size_px,
+    champion = before if isinstance(before, Champion) else None
+    base = before if isinstance(before, Artifact) else _in_use(shop, before.mllm)
+    return hold_against(
+        before=shop.load_mllm(base),
+        after=shop.load_mllm(mllm),
+        judge=shop.load_grm(grm),
+        judge_name=grm.name,
+        champion_judge=None if champion is None else shop.load_grm(_in_use(shop, champion.grm)),
+        held_out=pairs_of(dataset, HELD_OUT),
+        sources=sources_of(dataset),
+        renderer=choose_renderer(shop.generator),
+        settings=shop.offline,
+        generation=shop.generator.mllm,
         seed=shop.seed,
     )
-    figures = {} if accuracy is None else accuracy_figures(accuracy)
-    if to_champion is not None:
-        figures |= {
-            "accuracy_gain": to_champion.difference,
-            "accuracy_gain_low": to_champion.low,
-            "accuracy_gain_high": to_champion.high,
-        }
-    figures |= {
-        "p_well_formed_before": prompts_before.drawn.p_well_formed,
-        "p_well_formed": prompts_after.drawn.p_well_formed,
-        "p_group_specific": prompts_after.p_group_specific,
-        "n_choices": prompts_after.n_choices,
-        "n_groups_compared": len(changes),
-    }
-    if changes:
-        figures |= {
-            "log_odds_gain": float(np.mean([change.gain for change in changes])),
-            "worst_log_odds_gain": min(change.gain for change in changes),
-        }
-    refused = [
-        *grm_refusals(accuracy, to_champion),
-        *refusals(prompts_before, prompts_after, settings.prompt_gate, with_group=with_group),
-        *group_refusals(changes, settings.group_gate),
-    ]
-    return Verdict(tuple(refused), figures)
-
-
-def unseen(sources: Sequence[ProductSource], settings: OfflineSettings) -> list[ProductSource]:
-    """Return the products that neither reward model nor alignment learnt from; all of them where there is none."""
-    share = settings.group_dpo.held_out_share
-    if settings.held_out_by == "product":
-        share = min(share, settings.held_out_share)
-    found = [product for product in sources if is_held_out(product.product_id, share)]
-    if not found:
-        log.warning("no product with groups is held out: the gate compares groups that were learnt from")
-    return found or list(sources)
 
 
 def promote_step(shop: Workshop, mllm: Artifact, grm: Artifact, figures: Mapping[str, float]) -> Champion:

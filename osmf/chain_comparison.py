@@ -18,9 +18,9 @@ from generator.procedural import ProceduralRenderer
 from generator.prompt import Prompt, PromptNotUnderstood
 from offline.chain import WORK_FOLDER, ChainRooms
 from offline.pretrain_source import ProductSource
-from offline.reward_comparison import RewardKind, compare_rewards, teach_seeing
+from offline.reward_comparison import RewardKind, compare_rewards
 from offline.snapshot import snapshot_of
-from offline.steps import Workshop, group_dpo_step, reward_data, sources_of
+from offline.steps import Workshop, group_dpo_step, lessons_step, reward_data, sources_of
 from online.assignment import Assigner
 from online.encoders import load_encoders
 from online.settings import OnlineSettings
@@ -140,19 +140,15 @@ def _rewards(
     shop: Workshop, online: OnlineSettings, made: ChainArtifacts, truth: GroupTruth | None
 ) -> dict[str, float]:
     """Return the pair accuracies of the GRM, of the reward models of other papers, and of the truth."""
-    data, settings = reward_data(shop, made.dataset), shop.offline
+    data, settings = reward_data(made.dataset), shop.offline
     if not data.held_out:
         return {}
-    taught = shop.work_dir / "taught"
-    mllm = shop.load_mllm(made.base)
-    teach_seeing(mllm, data, settings.reward, seed=shop.seed)
-    taught.mkdir(parents=True, exist_ok=True)
-    mllm.save(taught)
+    taught = lessons_step(shop, made.dataset, made.base)
     compared = compare_rewards(
         data,
         settings.reward,
         settings.judge,
-        partial(GroupMllm.load, taught, device=shop.device),
+        partial(shop.load_mllm, taught),
         load_encoders(online),
         seed=shop.seed,
         trained={RewardKind.GRM: shop.load_grm(made.grm)},

@@ -12,7 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from offline.runs import RunRecord, Step
 from offline.watcher import LogWatcher
 
-_FIGURES = {"loss": "loss", "lessons_loss": "loss", "pairs_loss": "loss", "rewards/accuracies": "winners preferred"}
+_FIGURES = {
+    "loss": "loss",
+    "lessons_loss": "loss",
+    "calibration_loss": "loss",
+    "pairs_loss": "loss",
+    "rewards/accuracies": "winners preferred",
+}
 """What is shown beside a bar, of all that is measured."""
 
 

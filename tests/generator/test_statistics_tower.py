@@ -25,6 +25,22 @@ def test_one_token_for_a_picture():
     assert not torch.equal(tokens[0], tokens[1])
 
 
+def test_a_picture_is_looked_at_once(monkeypatch):
+    made = tower()
+    alone = torch.cat([made.look(each[None]) for each in PIXELS])
+    looked = []
+    look = made.look
+    monkeypatch.setattr(made, "look", lambda pixels: looked.append(len(pixels)) or look(pixels))
+    found = made(PIXELS[[0, 1, 0]]).last_hidden_state
+    assert torch.equal(found, alone[[0, 1, 0]])
+    assert torch.equal(made(PIXELS[1:]).last_hidden_state, alone[1:])  # whoever else is in the batch
+    assert looked == [1, 1]
+    monkeypatch.setattr("generator.frozen_tower.N_REMEMBERED", 1)
+    made(torch.zeros(1, 3, 224, 224))
+    made(PIXELS[:1])  # has been forgotten, as that which was seen longest ago
+    assert looked == [1, 1, 1, 1]
+
+
 def test_quarters_are_told_apart():
     left = torch.zeros(1, 3, 224, 224)
     left[..., :112] = 2.0

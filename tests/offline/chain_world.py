@@ -70,7 +70,7 @@ def settings(folder: Path) -> OfflineSettings:
             n_evaluated=4,
         ),
         reward=RewardSettings(n_steps=60, n_lesson_steps=0, n_lesson_pictures=0, batch_pairs=8, calibration_share=0),
-        tuples=TupleSettings(n_candidates=6, size_px=64, min_win_probability=0.5),
+        tuples=TupleSettings(n_candidates=6, n_pairs=1, size_px=64, min_win_probability=0.5),
         group_dpo=GroupDpoSettings(n_epochs=3, batch_tuples=1, lora_rank=4, checkpoint_steps=1, log_steps=1),
         prompt_gate=PromptGateSettings(n_groups=6, min_well_formed=0.1, max_loss=1, min_group_specific=0),
         group_gate=GroupGateSettings(n_groups=4, n_prompts=4, max_loss=10),

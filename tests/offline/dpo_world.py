@@ -37,6 +37,7 @@ SHORT = GroupDpoSettings(
     checkpoint_steps=2,
     log_steps=1,
     learning_rate=5e-3,
+    sft_weight=0,
     warmup_share=0,
 )
 TITLES = ("Oak chair", "Red lamp")

@@ -120,7 +120,7 @@ def interrupt() -> None:
 def begin_again(rooms: ChainRooms) -> None:
     """Leave of a whole run its dataset and its pre-trained G-MLLM, and the run unfinished."""
     folder = rooms.offline.dataset_dir
-    for kind in ("grm", "tuples", "mllm"):
+    for kind in ("taught-mllm", "grm", "tuples", "mllm"):
         shutil.rmtree(folder / kind)
     (folder / "champion.json").unlink()
     (folder / "runs.jsonl").unlink()
@@ -150,7 +150,7 @@ def test_a_run_that_is_interrupted_at_every_step_ends_with_the_same_artifacts(
         gate,
         ("run-1-1", "promote"),
     ]
-    for kind in ("grm", "mllm"):
+    for kind in ("taught-mllm", "grm", "mllm"):
         [version] = ArtifactStore(folder).versions(kind)
         weights = load_file(folder / kind / f"v{version:06}" / "model.safetensors")
         for name, expected in load_file(whole[0] / kind / "v000001" / "model.safetensors").items():
@@ -238,7 +238,7 @@ def test_a_refused_run_says_why_and_leaves_its_artifacts(
 
 def test_a_failing_run_is_gone_on_with_until_it_is_given_up(again: ChainRooms) -> None:
     folder = again.offline.dataset_dir
-    weights = folder / "base-mllm" / "v000001" / "model.safetensors"
+    weights = folder / "taught-mllm" / "v000001" / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     rooms = changed(

@@ -20,7 +20,7 @@ from offline.tuples import build_tuples, rank_pairs, read_tuples
 from state.artifact import Artifact, ArtifactStore
 from tests.offline import dpo_world
 
-SETTINGS = TupleSettings(n_candidates=4, size_px=64)
+SETTINGS = TupleSettings(n_candidates=4, n_pairs=1, size_px=64)
 
 
 @pytest.fixture(autouse=True)

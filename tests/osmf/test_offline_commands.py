@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from offline.run_lock import run_lock
 from osmf.cli import app
 from osmf.settings import Settings, settings_variables
+from state.artifact import ArtifactStore
 from state.settings import StateSettings
 from tests.offline import chain_world
 
@@ -44,6 +45,8 @@ def test_all_steps_are_run_compared_shown_and_rolled_back(tmp_path: Path) -> Non
     assert {"group_dpo_accuracy", "group_dpo_margin", "no_group_dpo_accuracy"} <= metrics.keys()
     assert "the stream was not simulated here" in figures["detail"]["no_truth"]
     assert (tmp_path / "offline" / "mlflow.db").exists()
+    # What the GRM stands on was taught once: the comparison's reward models stand on the same.
+    assert ArtifactStore(tmp_path / "offline").versions("taught-mllm") == [1]
     status = runner.invoke(app, ["offline", "status", "--json", "-"])
     assert json.loads(status.stdout)["detail"]["champions"][0]["mllm"] == "mllm/v000001"
     assert "mllm/v000001" in runner.invoke(app, ["offline", "status"]).stdout
