@@ -1,8 +1,8 @@
-"""Benchmark of alignment: how fast the G-MLLM writes, and how much of the device training it and the GRM makes use of.
+"""Benchmark of alignment: how fast the G-MLLM writes, and how much of the device Group-DPO and the GRM make use of.
 
 With CUDA the model has LLaVA-7B's shape; without, a small one's. Weights are random, which take as long as trained
 ones. What is timed is what the chain runs: `generator.mllm.GroupMllm.generate`, TRL's trainer with LoRA as
-`offline.group_dpo` makes it, and `offline.grm_training.train_grm` on all weights.
+`offline.group_dpo` makes it, and the GRM, whose time goes into reading pictures: heads alone learn from pairs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from transformers import TrainerCallback
 
     from generator.mllm import GroupMllm
-    from offline.labelled_pair import Pair
     from offline.tuples import PreferenceTuple
 
 TITLE: Final = "Oak chair with a woven seat"
@@ -46,7 +45,7 @@ class Workload:
 
     shape: MllmShape
     dtype: str
-    batch_pairs: int
+    batch_pictures: int
     batch_tuples: int
     batch_prompts: int
     n_new_tokens: int
@@ -54,13 +53,13 @@ class Workload:
     matmul_size: int
 
 
-ON_CUDA: Final = Workload(LLAVA_7B, "bfloat16", 8, 16, 64, 48, 8, 8_192)
-ON_CPU: Final = Workload(SMALL, "float32", 2, 2, 4, 8, 3, 512)
+ON_CUDA: Final = Workload(LLAVA_7B, "bfloat16", 128, 16, 64, 48, 8, 8_192)
+ON_CPU: Final = Workload(SMALL, "float32", 4, 2, 4, 8, 3, 512)
 
 
 @dataclass(frozen=True)
 class Rate:
-    """How fast a training step is: median over the steps, ``n_tokens`` read with a gradient, ``n_flops`` in all."""
+    """How fast a step is: median over the steps, ``n_tokens`` that it reads, ``n_flops`` in all."""
 
     batch: int
     step_s: float
@@ -78,7 +77,7 @@ class Rate:
 
 
 class StepMeter:
-    """Takes the time of training steps but the first, and counts what the last one does instead of timing it.
+    """Takes the time of steps but the first, and counts what the last one does instead of timing it.
 
     Floating-point operations are those of matrix products and attention, forwards and backwards, as PyTorch counts
     them; what activation checkpointing computes again counts too.
@@ -86,15 +85,18 @@ class StepMeter:
     Parameters
     ----------
     mllm
-        The model that is trained, or the base of one.
+        The model that is run, or the base of one.
     n_steps
         How many steps there will be, 3 or more.
+    learns
+        Whether tokens count that are read with a gradient, or all: a reference reads the same tokens without one.
     """
 
-    def __init__(self, mllm: GroupMllm, n_steps: int) -> None:
+    def __init__(self, mllm: GroupMllm, n_steps: int, *, learns: bool = True) -> None:
         from torch.utils.flop_counter import FlopCounterMode
 
         self._on_cuda = mllm.device.type == "cuda"
+        self._learns = learns
         self._last = n_steps - 1
         self._step = 0
         self._started_s = 0.0
@@ -134,17 +136,17 @@ class StepMeter:
     def _read(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         import torch
 
-        if torch.is_grad_enabled():  # the reference reads the same tokens without one
+        if torch.is_grad_enabled() or not self._learns:
             self._n_tokens += kwargs["inputs_embeds"].shape[0] * kwargs["inputs_embeds"].shape[1]
 
 
 def bench_alignment(*, quick: bool) -> Measured:
-    """Measure generation, a step of Group-DPO and one of the GRM; on CUDA at LLaVA-7B's shape.
+    """Measure generation, a step of Group-DPO and the GRM's reading of pictures; on CUDA at LLaVA-7B's shape.
 
     Metrics: ``matmul_tflops``, the device's peak as a large matrix product in the weights' type shows it;
-    ``generation_prompts_per_s``; ``dpo_tokens_per_s`` and ``grm_tokens_per_s``, tokens that are learnt from, both
-    answers and both orders included; and ``dpo_peak_share`` and ``grm_peak_share``, floating-point operations a second
-    over the peak.
+    ``generation_prompts_per_s``; ``dpo_tokens_per_s``, tokens that are learnt from, of both answers;
+    ``grm_tokens_per_s`` and ``grm_pictures_per_s``; and ``dpo_peak_share`` and ``grm_peak_share``, floating-point
+    operations a second over the peak.
     """
     import torch
 
@@ -156,8 +158,8 @@ def bench_alignment(*, quick: bool) -> Measured:
     mllm = random_mllm(workload.shape, seed=1, dtype=dtype, device=device)
     prompts = _fitting(workload.batch_prompts, lambda batch: _prompts_per_s(mllm, batch, workload.n_new_tokens))
     dpo = _fitting(workload.batch_tuples, lambda batch: _dpo_rate(mllm, batch, n_steps))
-    # Last: it is what changes all weights.
-    grm = _fitting(workload.batch_pairs, lambda batch: _grm_rate(mllm, batch, n_steps))
+    # Last: it takes all weights out of training.
+    grm = _fitting(workload.batch_pictures, lambda batch: _grm_rate(mllm, batch, n_steps))
     return Measured(
         {
             "matmul_tflops": peak / _TERA,
@@ -165,6 +167,7 @@ def bench_alignment(*, quick: bool) -> Measured:
             "dpo_tokens_per_s": dpo.tokens_per_s,
             "dpo_peak_share": dpo.peak_share(peak),
             "grm_tokens_per_s": grm.tokens_per_s,
+            "grm_pictures_per_s": grm.batch / grm.step_s,
             "grm_peak_share": grm.peak_share(peak),
         },
         detail={
@@ -265,40 +268,19 @@ def _metering(meter: StepMeter) -> TrainerCallback:
 
 
 def _grm_rate(mllm: GroupMllm, batch: int, n_steps: int) -> Rate:
-    """Return the rate of the GRM's steps on pairs."""
-    from generator.grm import Grm
-    from offline.grm_training import train_grm
-    from offline.settings import RewardSettings
-
-    mllm.model.zero_grad(set_to_none=True)  # of a batch that did not fit
-    mllm.model.requires_grad_(True)  # LoRA froze them
-    settings = RewardSettings(n_steps=n_steps, batch_pairs=batch, learning_rate=1e-6, calibration_share=0.0)
-    meter = StepMeter(mllm, n_steps)
-    meter.begin()
-
-    def next_step(stage: str, step: int, loss: float) -> None:
-        meter.end()
-        if step + 1 < n_steps:
-            meter.begin()
-
-    train_grm(Grm(mllm), _pairs(2 * batch), settings, seed=1, on_step=next_step)
-    return meter.rate(batch)
-
-
-def _pairs(n_pairs: int) -> Sequence[Pair]:
+    """Return the rate at which the GRM reads pictures that it has not seen; what follows is no work beside that."""
     from generator.comparison import Comparison, Picture
-    from offline.labelled_pair import Pair
+    from generator.grm import Grm
 
-    pictures = [Picture.of(_picture(seed)) for seed in range(4)]
-    return [
-        Pair(
-            Comparison(f"p{row % N_PRODUCTS}", TITLE, _group(row), pictures[row % 4], pictures[(row + 1) % 4]),
-            0.9,
-            0.06,
-            0.04,
-        )
-        for row in range(n_pairs)
-    ]
+    pictures = [Picture.of(_picture(seed)) for seed in range(batch)]
+    comparisons = [Comparison("p0", TITLE, _group(0), pictures[0], picture) for picture in pictures]
+    meter = StepMeter(mllm, n_steps, learns=False)
+    for _ in range(n_steps):
+        grm = Grm(mllm, layer=-1)  # one that remembers none of them
+        meter.begin()
+        grm.p_first_wins(comparisons)
+        meter.end()
+    return meter.rate(batch)
 
 
 def _tuples(n_tuples: int, folder: Path) -> Sequence[PreferenceTuple]:

@@ -19,19 +19,19 @@ def measured() -> Measured:
 def test_alignment_is_measured_with_the_chains_own_steps(measured: Measured) -> None:
     assert all(value > 0 for value in measured.metrics.values())
     detail = measured.detail["alignment"]
-    # Both answers of every tuple, and both orders of every pair of two pictures, of 4 tokens each.
+    # Both answers of every tuple, and every picture, of 4 tokens each.
     assert detail["dpo"]["tokens_per_step"] > ON_CPU.batch_tuples * 2 * 4
-    assert detail["grm"]["tokens_per_step"] > ON_CPU.batch_pairs * 2 * 2 * 4
+    assert detail["grm"]["tokens_per_step"] > ON_CPU.batch_pictures * 4
 
 
 def test_operations_of_a_step_are_those_of_its_matrices(measured: Measured) -> None:
-    """Forwards two for each weight and token, backwards four."""
+    """Forwards two for each weight and token."""
     model = random_mllm(SMALL, seed=1, dtype=torch.float32, device="cpu").model
     n_weights = sum(weights.numel() for weights in model.model.language_model.layers.parameters())
     grm = measured.detail["alignment"]["grm"]
     per_weight_and_token = grm["tflop_per_step"] * 1e12 / grm["tokens_per_step"] / n_weights
     # Beside the layers there are the tower, the projectors and attention.
-    assert 6 < per_weight_and_token < 12
+    assert 2 < per_weight_and_token < 4
 
 
 def test_batches_are_halved_until_they_fit() -> None:

@@ -29,7 +29,6 @@ def test_smol_goes_from_a_stream_to_the_gate(tmp_path: Path) -> None:
             "pretrain": small.pretrain.model_copy(
                 update={"n_rows": 160, "batch_rows": 8, "learning_rate": 3e-4, "log_steps": 1}
             ),
-            "reward": small.reward.model_copy(update={"n_steps": 24, "batch_pairs": 4, "learning_rate": 1e-4}),
             "group_dpo": small.group_dpo.model_copy(update={"learning_rate": 1e-4, "batch_tuples": 2}),
         }
     )
