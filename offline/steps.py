@@ -216,12 +216,15 @@ def lessons_step(shop: Workshop, dataset: Artifact, base: Artifact) -> Artifact:
         "gaip": dataset.name,
         "base-mllm": base.name,
         "lessons": settings.model_dump(mode="json", include=LESSON_SETTINGS),
+        "held_out_by": shop.offline.held_out_by,
         "seed": shop.seed,
     }
 
     def make(folder: Path) -> _Trained:
         data = reward_data(dataset)
-        held_out = {pair.product_id for pair in data.held_out}
+        # Where creatives are held out, other pictures of their products tell nothing of them.
+        by_product = shop.offline.held_out_by == "product"
+        held_out = {pair.product_id for pair in data.held_out} if by_product else set()
         drawn = drawn_lessons(
             [product for product in sources_of(dataset) if product.product_id not in held_out],
             choose_renderer(shop.generator),

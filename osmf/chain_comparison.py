@@ -17,6 +17,7 @@ from generator.mllm import GroupMllm
 from generator.procedural import ProceduralRenderer
 from generator.prompt import Prompt, PromptNotUnderstood
 from offline.chain import WORK_FOLDER, ChainRooms
+from offline.pairs import HeldOutBy
 from offline.pretrain_source import ProductSource
 from offline.reward_comparison import RewardKind, compare_rewards
 from offline.snapshot import snapshot_of
@@ -69,10 +70,11 @@ class GroupCtr:
 
 @dataclass(frozen=True, slots=True)
 class ChainComparison:
-    """Figures by name, CTRs by group, and why there is no truth where there is none."""
+    """Figures by name, CTRs by group, what was held out, and why there is no truth where there is none."""
 
     figures: dict[str, float]
     groups: list[GroupCtr]
+    held_out_by: HeldOutBy
     no_truth: str | None
 
 
@@ -133,7 +135,7 @@ def compare(rooms: ChainRooms, simulator: SimulatorSettings, made: ChainArtifact
         ]
     shop.artifacts.prune(NO_GROUP_KIND, 1)
     shutil.rmtree(work, ignore_errors=True)
-    return ChainComparison(figures, groups, no_truth)
+    return ChainComparison(figures, groups, rooms.offline.held_out_by, no_truth)
 
 
 def _rewards(

@@ -58,6 +58,7 @@ def chain_figures(
         metrics=metrics | ({} if comparison is None else comparison.figures),
         detail={
             "groups": [] if comparison is None else [asdict(group) for group in comparison.groups],
+            "held_out_by": rooms.offline.held_out_by,
             "no_truth": None if comparison is None else comparison.no_truth,
             "run_id": records[-1].run_id,
             "outcome": records[-1].outcome,
@@ -103,7 +104,8 @@ def comparison_tables(comparison: ChainComparison) -> list[RenderableType]:
     def interval(name: str, form: str) -> str:
         return f"{figures[f'{name}_low']:{form}} to {figures[f'{name}_high']:{form}}"
 
-    accuracies = Table(title="winners named of held-out pairs", title_justify="left", header_style="dim")
+    held_out = "products not learnt from" if comparison.held_out_by == "product" else "new creatives of known products"
+    accuracies = Table(title=f"winners named of held-out pairs: {held_out}", title_justify="left", header_style="dim")
     for column in ("scorer", "accuracy", "95% interval"):
         accuracies.add_column(column)
     for name in [name.removesuffix("_accuracy_low") for name in figures if name.endswith("_accuracy_low")]:
