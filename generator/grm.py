@@ -116,7 +116,8 @@ class Grm(nn.Module):
         if self.with_group:
             inputs.append((self.ask, self._tokens(comparisons)))
         for head, states in inputs:
-            head.weight /= states.std(dim=0, correction=0).mean() + 1e-6
+            # What differs by less than a twentieth of what is common is rounding, and stays as small as it is.
+            head.weight /= torch.maximum(states.std(dim=0, correction=0).mean(), 0.05 * states.abs().mean() + 1e-6)
             head.bias.copy_(-head.weight @ states.mean(dim=0))
 
     def _tokens(self, comparisons: Sequence[Comparison]) -> Tensor:

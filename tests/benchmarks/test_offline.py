@@ -15,6 +15,9 @@ from offline.settings import GroupDpoSettings, OfflineSettings, PretrainSettings
 from online.settings import EncoderSettings, OnlineSettings
 from tests.offline.dpo_world import SMALL
 
+# PEFT 0.21 still asks transformers 5.24 by the old name.
+pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")
+
 RUN = OfflineRun(
     bench_world(mean_ctr=0.2),
     0,
