@@ -54,7 +54,9 @@ def settings_of(folder: Path) -> Settings:
         min_product_impressions=1,
         held_out_share=0,
         pretrain=PretrainSettings(n_rows=32, batch_rows=8, log_steps=1, n_evaluated=2, learning_rate=5e-3),
-        reward=RewardSettings(n_steps=4, n_lesson_steps=2, n_lesson_pictures=2, batch_pairs=4, batch_lessons=4),
+        reward=RewardSettings(
+            n_steps=4, n_lesson_steps=2, n_lesson_pictures=2, batch_pairs=4, batch_lessons=4, learning_rate=3e-4
+        ),
         group_dpo=dpo_world.SHORT,
     )
     return Settings(offline=offline, generator=GeneratorSettings(mllm=dpo_world.SMALL))
