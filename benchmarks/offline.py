@@ -62,7 +62,7 @@ class OfflineRun:
     mllm: MllmSettings = field(default_factory=MllmSettings)
 
 
-_SETTINGS: Final = OfflineSettings(tuples=TupleSettings(size_px=PICTURE_PX))
+_SETTINGS: Final = OfflineSettings(held_out_by="product", tuples=TupleSettings(size_px=PICTURE_PX))
 RUN: Final = OfflineRun(_world(48), 600_000, n_lessons=900, n_prompts=8, offline=_SETTINGS)
 QUICK_RUN: Final = OfflineRun(
     _world(12),

@@ -305,9 +305,10 @@ class OfflineSettings(BaseModel):
         0.25, ge=0, lt=1, description="Share of the products, or of the creatives, whose pairs are not learnt from."
     )
     held_out_by: Literal["product", "creative"] = Field(
-        "product",
-        description="What is held out as a whole: `product`: new products are judged; `creative`: new creatives of "
-        "known products, and pairs of a held-out creative and one that is not serve neither purpose.",
+        "creative",
+        description="What is held out as a whole: `creative`: new creatives of known products are judged, as in use, "
+        "and pairs of a held-out creative and one that is not serve neither purpose; `product`: new products are "
+        "judged, which a reward model learns from many products alone.",
     )
     engine: Literal["duckdb", "spark"] = Field(
         "duckdb", description="Where rows and pairs are made: in this process, or by Spark (pyspark and Java needed)."

@@ -46,4 +46,6 @@ def reward_world(tmp_path_factory: pytest.TempPathFactory) -> RewardWorld:
     course = CoreRun(world, online, micro_batch_rows=1_024)
     for _ in course.work_off(world.draw(30_000, np.random.default_rng(0))):
         pass
-    return make_reward_world(world, course, online, OfflineSettings(min_pair_probability=0.9, held_out_share=0.5))
+    return make_reward_world(
+        world, course, online, OfflineSettings(min_pair_probability=0.9, held_out_share=0.5, held_out_by="product")
+    )

@@ -24,6 +24,7 @@ RUN = OfflineRun(
     n_lessons=2,
     n_prompts=2,
     offline=OfflineSettings(
+        held_out_by="product",
         pretrain=PretrainSettings(
             n_rows=1_200,
             learning_rate=8e-3,

@@ -54,6 +54,7 @@ def settings(folder: Path) -> OfflineSettings:
         min_new_impressions=1_000,
         interval_s=0.2,
         held_out_share=0.25,
+        held_out_by="product",
         chain=ChainSettings(min_new_impressions=1_000, torch_threads=1),
         tracking=TrackingSettings(enabled=False),
         pretrain=PretrainSettings(
