@@ -38,11 +38,11 @@ SMALL: Final = MllmShape("small", 64, 192, 2, 4, 4_096, 32, 64, 2, 2, 32, 16)
 def random_mllm(shape: MllmShape, *, seed: int, dtype: torch.dtype, device: str) -> GroupMllm:
     """Build a G-MLLM with random weights on a device, where they are drawn too."""
     import torch
-    from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, LlavaProcessor
+    from transformers import CLIPVisionConfig, LlamaConfig
 
     from generator.group_llava import GROUP_TOKEN, GroupLlavaConfig, GroupLlavaForConditionalGeneration
     from generator.mllm import GroupMllm
-    from generator.mllm_presets import CHAT_TEMPLATE, IMAGE_TOKEN, fit_tokenizer
+    from generator.mllm_presets import IMAGE_TOKEN, clip_processor, fit_tokenizer
 
     tokenizer = fit_tokenizer(vocab_size=min(shape.vocab_size, 4_096))
     tokens = tokenizer.get_vocab()
@@ -74,16 +74,7 @@ def random_mllm(shape: MllmShape, *, seed: int, dtype: torch.dtype, device: str)
         vision_feature_select_strategy="default",
         tie_word_embeddings=False,
     )
-    processor = LlavaProcessor(
-        CLIPImageProcessorPil(
-            size={"height": shape.image_px, "width": shape.image_px}, do_center_crop=False, do_convert_rgb=True
-        ),
-        tokenizer,
-        patch_size=shape.patch_px,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
-    )
+    processor = clip_processor(tokenizer, image_px=shape.image_px, patch_px=shape.patch_px)
     with torch.random.fork_rng(devices=[device] if device == "cuda" else []), torch.device(device):
         torch.manual_seed(seed)
         model = GroupLlavaForConditionalGeneration(config)

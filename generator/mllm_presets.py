@@ -119,16 +119,7 @@ def _tiny(settings: MllmSettings, corpus: Iterable[str]) -> GroupMllm:
         projection_dim=size.vision_hidden_size,
     )
     config = _config(settings, tokenizer, text, vision, (size.image_px // size.patch_px) ** 2)
-    processor = LlavaProcessor(
-        CLIPImageProcessorPil(
-            size={"height": size.image_px, "width": size.image_px}, do_center_crop=False, do_convert_rgb=True
-        ),
-        tokenizer,
-        patch_size=size.patch_px,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
-    )
+    processor = clip_processor(tokenizer, image_px=size.image_px, patch_px=size.patch_px)
     config.vision_feature_layer, config.vision_feature_select_strategy = -1, "default"
     return GroupMllm(GroupLlavaForConditionalGeneration(config), processor)
 
@@ -154,6 +145,18 @@ def _smol(settings: MllmSettings) -> GroupMllm:
     model.tie_weights()
     model.model.vision_tower.load_package_weights()
     return GroupMllm(model, _efficientnet_processor(tokenizer, patch_px=PATCH_PX))
+
+
+def clip_processor(tokenizer: PreTrainedTokenizerBase, *, image_px: int, patch_px: int) -> LlavaProcessor:
+    """Return the processor of a CLIP tower, whose first token is of the whole picture and left out."""
+    return LlavaProcessor(
+        CLIPImageProcessorPil(size={"height": image_px, "width": image_px}, do_center_crop=False, do_convert_rgb=True),
+        tokenizer,
+        patch_size=patch_px,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
 
 
 def _efficientnet_processor(tokenizer: Any, *, patch_px: int) -> LlavaProcessor:
