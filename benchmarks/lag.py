@@ -35,7 +35,7 @@ from streams.producer import EventProducer
 from streams.settings import StreamSettings
 
 OVERLOAD: Final = 3.2
-"""Events that are sent for each that has been worked off: three for each that is while they are sent, which is more."""
+"""Events that are sent for each that has been worked off: over three, for more are by the time they are sent."""
 
 MINUTES: Final = 2.5
 QUICK_MINUTES: Final = 0.5
