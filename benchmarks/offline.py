@@ -161,7 +161,7 @@ def measure_models(
     """Train and measure all models on what a world's stream has left; ``folder`` is theirs."""
     from benchmarks.reward import Oracle
     from generator.mllm import GroupMllm
-    from offline.lessons import drawn_lessons
+    from offline.lessons import lessons_of
     from offline.reward_comparison import RewardData, RewardKind, compare_rewards
     from offline.seeing import teach
     from online.encoders import load_encoders
@@ -173,15 +173,16 @@ def measure_models(
     start = partial(GroupMllm.load, pretrained)
     log.info("world %d: the G-MLLM is pre-trained", seed)
     data = RewardData.read(made.dataset)
-    held_out = {pair.product_id for pair in data.held_out}
-    lessons = drawn_lessons(
-        [product for product in made.sources if product.product_id not in held_out],
+    lessons = lessons_of(
+        data,
+        made.sources,
         renderer,
+        held_out_by=settings.held_out_by,
         n_pictures=run.n_lessons,
         size_px=settings.tuples.size_px,
         seed=seed,
     )
-    teach(mllm, [*data.lessons, *lessons], settings.reward, seed=seed)
+    teach(mllm, lessons, settings.reward, seed=seed)
     mllm.save(taught)
     compared = compare_rewards(
         data,

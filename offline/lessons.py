@@ -12,10 +12,31 @@ from generator.composition import EmptyCutout
 from generator.prompt import VOCABULARY, Prompt
 from generator.renderer import Renderer
 from generator.storage import ImageUnreadable, open_image
+from offline.pairs import HeldOutBy
 from offline.pretrain_source import ProductSource
+from offline.reward_comparison import RewardData
 from offline.seeing import Lesson
 
 log = logging.getLogger(__name__)
+
+
+def lessons_of(
+    data: RewardData,
+    sources: Sequence[ProductSource],
+    renderer: Renderer,
+    *,
+    held_out_by: HeldOutBy,
+    n_pictures: int,
+    size_px: int,
+    seed: int,
+) -> list[Lesson]:
+    """Return the creatives that are learnt from, and pictures drawn of the products that are; see `drawn_lessons`.
+
+    Where creatives are held out, other pictures of their products tell nothing of them.
+    """
+    held_out = {pair.product_id for pair in data.held_out} if held_out_by == "product" else set()
+    learnt = [product for product in sources if product.product_id not in held_out]
+    return [*data.lessons, *drawn_lessons(learnt, renderer, n_pictures=n_pictures, size_px=size_px, seed=seed)]
 
 
 def drawn_lessons(

@@ -49,8 +49,8 @@ class RewardData:
     captions: Mapping[str, str]
 
     @classmethod
-    def read(cls, dataset: Dataset, *, lessons: Sequence[Lesson] = ()) -> Self:
-        """Read a dataset's pairs; the creatives that are learnt from are lessons too.
+    def read(cls, dataset: Dataset) -> Self:
+        """Read a dataset's pairs; the creatives that are learnt from are its lessons.
 
         Raises
         ------
@@ -65,7 +65,7 @@ class RewardData:
             picture.key: picture for pair in learnt for picture in (pair.winner_first.first, pair.winner_first.second)
         }
         taught = [Lesson(picture, captions[key]) for key, picture in sorted(pictures.items()) if captions[key]]
-        return cls(learnt, read_pairs(dataset, HELD_OUT), [*taught, *lessons], captions)
+        return cls(learnt, read_pairs(dataset, HELD_OUT), taught, captions)
 
     @property
     def pictures(self) -> dict[str, Picture]:

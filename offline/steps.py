@@ -33,7 +33,7 @@ from offline.gate import Verdict, accuracy_figures, hold_against
 from offline.grm_training import NoPairsError
 from offline.group_dpo import align
 from offline.labelled_pair import Pair, read_pairs
-from offline.lessons import drawn_lessons
+from offline.lessons import lessons_of
 from offline.pairs import HELD_OUT
 from offline.pretrain import pretrain, teacher_of
 from offline.pretrain_source import ProductSource
@@ -221,18 +221,15 @@ def lessons_step(shop: Workshop, dataset: Artifact, base: Artifact) -> Artifact:
     }
 
     def make(folder: Path) -> _Trained:
-        data = reward_data(dataset)
-        # Where creatives are held out, other pictures of their products tell nothing of them.
-        by_product = shop.offline.held_out_by == "product"
-        held_out = {pair.product_id for pair in data.held_out} if by_product else set()
-        drawn = drawn_lessons(
-            [product for product in sources_of(dataset) if product.product_id not in held_out],
+        lessons = lessons_of(
+            reward_data(dataset),
+            sources_of(dataset),
             choose_renderer(shop.generator),
+            held_out_by=shop.offline.held_out_by,
             n_pictures=settings.n_lesson_pictures,
             size_px=shop.offline.tuples.size_px,
             seed=shop.seed,
         )
-        lessons = [*data.lessons, *drawn]
         mllm = shop.load_mllm(base)
         losses = _Losses(shop, settings.n_lesson_steps)
         teach(mllm, lessons, settings, seed=shop.seed, on_step=losses, processes=shop.processes)
