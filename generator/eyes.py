@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from generator.comparison import Picture
 from generator.mllm import GroupMllm
 
 
 class Eyes:
-    """Gives a backbone the pictures of a batch.
+    """Gives what a projector or a tower starts from, picture by picture.
 
-    What a frozen tower sees of a picture never changes: it is worked out once and kept, and only the projector runs for
-    every batch. Of a tower that learns the pixels are kept.
+    What a frozen tower sees of a picture never changes: it is worked out once and kept. Of a tower that learns the
+    pixels are kept.
 
     Parameters
     ----------
@@ -43,14 +41,6 @@ class Eyes:
         for key in list(self._kept)[: max(len(self._kept) - self._n_kept, 0)]:
             del self._kept[key]
         return seen
-
-    def look(self, pictures: Sequence[Picture]) -> dict[str, Any]:
-        """Return the backbone's arguments that show it these pictures, in the order of their placeholders."""
-        seen = self.see(pictures)
-        if not self._frozen:
-            return {"pixel_values": seen}
-        features = self._mllm.model.model.multi_modal_projector(seen)  # (n, T, D)
-        return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features)}}
 
     def _read(self, picture: Picture) -> Tensor:
         pixels: Tensor = self._mllm.processor.image_processor([picture.open()], return_tensors="pt")["pixel_values"]

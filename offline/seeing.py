@@ -176,6 +176,6 @@ def _losses(
         answered = torch.tensor([[length - len(answers[place])] for place in taken], device=mllm.device)
         ignored = torch.arange(length, device=mllm.device) < answered  # (B, T)
         labels = batch["input_ids"].masked_fill(ignored, IGNORED_LABEL)
-        shown = eyes.look([lessons[place].picture for place in taken])
-        loss: Tensor = mllm.model(**batch, labels=labels, num_items_in_batch=n_tokens, **shown).loss
+        pixels = eyes.see([lessons[place].picture for place in taken])
+        loss: Tensor = mllm.model(**batch, labels=labels, num_items_in_batch=n_tokens, pixel_values=pixels).loss
         yield loss

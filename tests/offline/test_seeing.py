@@ -47,8 +47,8 @@ def taught() -> GroupMllm:
 
 
 def tokens_of(mllm: GroupMllm, lessons: Sequence[Lesson]) -> torch.Tensor:
-    shown = Eyes(mllm).look([lesson.picture for lesson in lessons])
-    tokens: torch.Tensor = shown["mm_encoder_outputs"]["image"].pooler_output[:, 0]
+    seen = Eyes(mllm).see([lesson.picture for lesson in lessons])
+    tokens: torch.Tensor = mllm.model.model.multi_modal_projector(seen)[:, 0]
     return tokens.detach()
 
 
