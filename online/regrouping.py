@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable
 
 import numpy as np
 import numpy.typing as npt
 
 from online.counts import Counts
 from online.expectation import Expectations, expected_log_relative
-from online.grouped_product import UNGROUPED
+from online.grouped_product import UNGROUPED, FormerGroups
 from online.grouping import Grouping
 from online.learner import PreferenceLearner
 from online.limits import DEAD_GROUPS_KEPT
@@ -20,15 +20,19 @@ from online.settings import GroupSettings
 from online.significance import interaction_p_value
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 MIN_CELL_IMPRESSIONS = 30
 """Impressions that a group needs on average per creative before its preferences are compared."""
 
 MOVED_SHARE = 0.02
-"""Share of a product's users in another group than before from which its live counts are told apart anew."""
+"""Share of a product's users in another group than before from which its live counts follow them."""
 
-HELD_SHARE = 0.9
-"""Share of a product's impressions that replay has to hold for that: what came before would count ever less."""
+HELD_SHARE = 1 / 3
+"""Share of a product's impressions that replay has to hold for that: with fewer it costs more than it is worth."""
+
+WHOLE_SHARE = 0.9
+"""Share from which all are told apart anew, not only the users who changed: what came before counts ever less."""
 
 SETTLED_SHARE = 0.05
 """Share of its impressions so far after which a product is asked about again: what is learnt of it settles."""
@@ -85,11 +89,13 @@ class Regrouping:
         n_most = min(settings.refresh_products_per_batch, len(product_ids))
         for step in range(n_most):
             product_id = product_ids[(batch_number * n_most + step) % len(product_ids)]
-            self._compare(product_id)
             creatives = self._registry.creative_numbers[self._registry.products[product_id].number]
             if 0 < len(self._expectations.creatives(product_id)) < len(creatives):
                 asked[product_id] = None
-        self._expect_many([*asked, *self._outdated(asked, relearnt)])
+        asked |= dict.fromkeys(self._outdated(asked, relearnt))
+        self._expect_many(asked)
+        for product_id in asked:
+            self._compare(product_id)
 
     def refresh(self, product_id: str, now_ms: int) -> None:
         """Move a product to the newest encoder version, and what hangs on its groups along."""
@@ -97,6 +103,7 @@ class Regrouping:
         self._expect_many([product_id])
 
     def _move(self, product_id: str, now_ms: int) -> None:
+        former = self._grouping.former_groups(product_id)
         lineage = self._grouping.refresh(product_id, self._registry.products[product_id].number, now_ms)
         for old, heir in lineage.merged.items():
             self._counts.hand_over(product_id, old, heir, now_ms)
@@ -105,33 +112,49 @@ class Regrouping:
             self._grouping.retire(product_id, dead)
             self._counts.hand_over(product_id, dead, UNGROUPED, now_ms)
         if lineage.born:
-            self._distribute(product_id, now_ms)
-        elif lineage.moved_share >= MOVED_SHARE:
-            self._distribute(product_id, now_ms, least_share=HELD_SHARE)
+            self._follow(product_id, former, now_ms)
+        elif former is not None and lineage.moved_share >= MOVED_SHARE:
+            self._follow(product_id, former, now_ms, least_share=HELD_SHARE)
 
-    def _distribute(self, product_id: str, now_ms: int, least_share: float = 0.0) -> None:
-        """Give groups the live counts of the users that they have now, as far as replay holds them.
+    def _follow(self, product_id: str, former: FormerGroups | None, now_ms: int, least_share: float = 0.0) -> None:
+        """Let the live counts follow users into the groups that they are in now, as far as replay holds them.
 
-        Nothing is done where it holds less than ``least_share`` of the product's impressions.
+        Nothing is done where it holds no more than ``least_share`` of the product's impressions.
         """
         number = self._registry.products[product_id].number
         remembered = self._learner.remembered(number)
-        if len(remembered) <= least_share * self._grouping.n_seen(product_id):
+        held_share = len(remembered) / max(self._grouping.n_seen(product_id), 1)
+        if held_share <= least_share:
             return
-        group_ids = self._grouping.assign_many(product_id, number, remembered.rows.attributes)
+        attributes = remembered.rows.attributes
+        group_ids = self._grouping.assign_many(product_id, number, attributes)
+        # Without the groups that they were in before, as at first, all that is held is told apart.
+        whole = former is None or held_share > WHOLE_SHARE
+        former_ids = (
+            group_ids if former is None or whole else self._heirs(product_id, former.of_many(number, attributes))
+        )
         names = {
             self._registry.creatives[product_id, creative_id].number: creative_id
             for creative_id in {creative_id for _, creative_id in self._counts.cells_of(product_id)}
         }
-        n_numbers = int(remembered.rows.creatives.max()) + 1
-        cells, index = np.unique(group_ids * n_numbers + remembered.rows.creatives, return_inverse=True)
-        n_impressions = np.bincount(index)
-        n_clicks = np.bincount(index, weights=remembered.clicks)
+        ways, index = np.unique(
+            np.stack([former_ids, group_ids, remembered.rows.creatives]), axis=1, return_inverse=True
+        )
+        n_impressions, n_clicks = np.bincount(index), np.bincount(index, weights=remembered.clicks)
         found = {
-            (int(group_id), names[int(creative)]): (int(n), int(x))
-            for group_id, creative, n, x in zip(*divmod(cells, n_numbers), n_impressions, n_clicks, strict=True)
+            (old, new, names[creative]): (int(n), int(x))
+            for (old, new, creative), n, x in zip(ways.T.tolist(), n_impressions, n_clicks, strict=True)
         }
-        self._counts.distribute_live(product_id, found, now_ms)
+        if whole:
+            of_cells = {(new, creative_id): counts for (_, new, creative_id), counts in found.items()}
+            self._counts.distribute_live(product_id, of_cells, now_ms)
+        else:
+            self._counts.move_live(product_id, found, now_ms)
+
+    def _heirs(self, product_id: str, group_ids: Ints) -> Ints:
+        """Return the groups that have the counts of some groups now, (B,) to (B,)."""
+        distinct, index = np.unique(group_ids, return_inverse=True)
+        return np.array([self._grouping.current_group(product_id, old) for old in distinct.tolist()])[index]
 
     def _outdated(self, others: Container[str], relearnt: Container[str]) -> list[str]:
         """Return the products, beside others, whose groups it is time to ask the model about again.
@@ -147,7 +170,7 @@ class Regrouping:
                 due.append((age, product_id))
         return [product_id for _, product_id in heapq.nlargest(self._settings.expect_products_per_batch, due)]
 
-    def _expect_many(self, product_ids: Sequence[str]) -> None:
+    def _expect_many(self, product_ids: Iterable[str]) -> None:
         """Ask the model which creatives each group of some products prefers."""
         audiences, labels = [], []
         # A product that has been ungrouped, because too few of its users are left, has nobody to ask about.
