@@ -31,7 +31,7 @@ from online.regrouping import Regrouping
 from online.residency import Residency
 from online.rows import LabelledRows, Rows
 from online.settings import OnlineSettings
-from online.shift import CellCounts, Observed, Shift, ShiftDetection, opposition_scores, own_preferences
+from online.shift import CellCounts, Observed, Shift, ShiftDetection, opposition_scores
 from state.records import ImpressionRecord
 from state.store import ChangeSet, ReadTransaction
 
@@ -303,7 +303,9 @@ class OnlineCore:
                 # Tastes that have not been established cannot be seen to change.
                 self._detection.restart(product_id)
                 continue
-            own = own_preferences(preference[index], of_product.rows.creatives)
+            own = self._detection.own_preferences(
+                product_id, category, of_product.rows.creatives, preference[index], of_product.weights
+            )
             scores = opposition_scores(of_product.clicks, p_click[index], own, slope)
             self._calibration.observe_many(of_product, p_click[index], own)
             cells: CellCounts = {}

@@ -71,21 +71,6 @@ class Shift:
     evidence_from_ms: int = 0
 
 
-def own_preferences(preference: Floats, creatives: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Return what of users' preferences is their own, (B,): less what all have in common about a creative.
-
-    Parameters
-    ----------
-    preference
-        The user's preference for this creative among the product's, in logits, (B,).
-    creatives
-        The creatives, (B,).
-    """
-    _, index = np.unique(creatives, return_inverse=True)
-    common = np.bincount(index, weights=preference) / np.bincount(index)
-    return np.clip(preference - common[index], -MAX_PREFERENCE, MAX_PREFERENCE)
-
-
 def opposition_scores(
     clicks: Floats, p_click: Floats, own: npt.NDArray[np.float64], slope: float
 ) -> npt.NDArray[np.float64]:
@@ -122,8 +107,33 @@ class Sum(msgspec.Struct, array_like=True):
         self.n_scores = self.n_scores + int(weights.sum()) if self.value > 0 else 0
 
 
+class Common(msgspec.Struct, array_like=True):
+    """What all users have in common about a creative: their mean preference, lately."""
+
+    total: float = 0.0
+    weight: float = 0.0
+
+    def add(self, preferences: float, weight: float) -> None:
+        """Add the weighted sum of some users' preferences."""
+        self.total, self.weight = self.total + preferences, self.weight + weight
+        if self.weight > COMMON_MEMORY:
+            self.total, self.weight = self.total * COMMON_MEMORY / self.weight, COMMON_MEMORY
+
+    @property
+    def mean(self) -> float:
+        """The mean; 0 before anything is known."""
+        return self.total / self.weight if self.weight > 0 else 0.0
+
+
+COMMON_MEMORY = 200.0
+"""Impressions of a creative that its mean preference remembers: few against the rows in which weights change."""
+
+
 class Detector(msgspec.Struct, array_like=True):
-    """One product's sum, and the counts since it last stood at zero, from the watermark ``evidence_from_ms`` on."""
+    """One product's sum, and the counts since it last stood at zero, from the watermark ``evidence_from_ms`` on.
+
+    ``common`` is by the creatives' registration numbers.
+    """
 
     category: str | None
     n_seen: int
@@ -131,6 +141,7 @@ class Detector(msgspec.Struct, array_like=True):
     evidence: dict[int, dict[str, tuple[int, int]]]
     quiet_until: int
     evidence_from_ms: int = 0
+    common: dict[int, Common] = {}
 
 
 class ShiftDetection:
@@ -165,6 +176,40 @@ class ShiftDetection:
         """Forget a product's detector, which has been written."""
         self._remove(product_id)
 
+    def own_preferences(
+        self,
+        product_id: str,
+        category: str | None,
+        creatives: npt.NDArray[np.int64],
+        preference: Floats,
+        weights: Floats,
+    ) -> npt.NDArray[np.float64]:
+        """Return what of users' preferences is their own, (B,): less what all users have in common about a creative.
+
+        It is the mean of late, over micro-batches: one of them holds a creative too seldom to tell.
+
+        Parameters
+        ----------
+        product_id, category
+            The product.
+        creatives
+            The creatives, by registration number, (B,).
+        preference
+            The user's preference for this creative among the product's, in logits, (B,).
+        weights
+            1 for a label that is given and -1 for one that is taken back, (B,).
+        """
+        common = self._detector(product_id, category).common
+        self._changed[product_id] = None
+        numbers, index = np.unique(creatives, return_inverse=True)
+        totals, added = np.bincount(index, weights=weights * preference), np.bincount(index, weights=weights)
+        means = np.empty(len(numbers))
+        for place, (number, total, weight) in enumerate(zip(numbers.tolist(), totals, added, strict=True)):
+            of_creative = common.setdefault(number, Common())
+            of_creative.add(float(total), float(weight))
+            means[place] = of_creative.mean
+        return np.clip(preference - means[index], -MAX_PREFERENCE, MAX_PREFERENCE)
+
     def observe_many(self, observed: list[Observed], before_ms: int = 0) -> list[Shift]:
         """Take in the watched products of one micro-batch; return the shifts that it completes, one for a product.
 
@@ -191,18 +236,14 @@ class ShiftDetection:
                 self._categories[category] = Sum()
         for product_id in shifts:
             detector = self._detectors[product_id]
-            detector.sum, detector.evidence = Sum(), {}
+            detector.sum, detector.evidence, detector.common = Sum(), {}, {}
             detector.quiet_until = detector.n_seen + self._settings.cool_down_impressions
             self._changed[product_id] = None
         return list(shifts.values())
 
     def _observe(self, item: Observed, before_ms: int) -> bool:
         """Add to a product's own sum; return whether it is watched, past its warm-up and its last shift."""
-        detector = self._detectors.get(item.product_id)
-        if detector is None or detector.category != item.category:
-            self.restart(item.product_id)
-            detector = Detector(item.category, 0, Sum(), {}, 0)
-            self._add(item.product_id, detector)
+        detector = self._detector(item.product_id, item.category)
         self._changed[item.product_id] = None
         detector.n_seen += int(item.weights.sum())
         if detector.n_seen <= max(self._settings.warm_up_impressions, detector.quiet_until):
@@ -217,6 +258,15 @@ class ShiftDetection:
             seen = detector.evidence.setdefault(group_id, {}).get(creative_id, (0, 0))
             detector.evidence[group_id][creative_id] = (seen[0] + n_impressions, seen[1] + n_clicks)
         return True
+
+    def _detector(self, product_id: str, category: str | None) -> Detector:
+        """Return a product's detector, a new one if it has none or has moved to another category."""
+        detector = self._detectors.get(product_id)
+        if detector is None or detector.category != category:
+            self.restart(product_id)
+            detector = Detector(category, 0, Sum(), {}, 0)
+            self._add(product_id, detector)
+        return detector
 
     def take_back(self, taken: TakenBack, *, impression: bool, click: bool) -> None:
         """Take an impression, its click, or both out of the evidence of a change, where they are there."""

@@ -12,6 +12,7 @@ import pytest
 
 from online.settings import FALSE_ALARMS, ShiftSettings
 from online.shift import (
+    MAX_PREFERENCE,
     OPPOSITION,
     CellCounts,
     Observed,
@@ -19,7 +20,6 @@ from online.shift import (
     ShiftDetection,
     Sum,
     opposition_scores,
-    own_preferences,
 )
 from state.store import ChangeSet, Store, Table
 from streams.events import ShiftScope
@@ -88,8 +88,7 @@ def taste_scores(seed: int, sign: float, strength: float = 0.6, ctr: float = 0.0
         seen = strength * rng.standard_normal(n)
         base = np.log(ctr / (1 - ctr))
         clicks = (rng.random(n) < logistic(base + sign * seen)).astype(np.float32)
-        creatives = rng.integers(8, size=n)
-        own = own_preferences(seen.astype(np.float32), creatives)
+        own = np.clip(seen, -MAX_PREFERENCE, MAX_PREFERENCE)
         return opposition_scores(clicks, logistic(base + seen).astype(np.float32), own, 1.0)
 
     return draw
@@ -332,6 +331,9 @@ def test_a_detector_goes_on_from_the_state(tmp_path: Path) -> None:
             scores = (before if n_batch < 60 else after)(BATCH)
             changes = ChangeSet()
             observed = [given("p", "lamps", scores, CELLS), given("q", "lamps", scores / 2, CELLS)]
+            for detection in (undisturbed, restarted):
+                own = own_of(detection, [n_batch % 3], [scores[0]], category="lamps")
+            assert own == own_of(undisturbed, [n_batch % 3], [scores[0]], 0, "lamps")
             outcomes[0].append(undisturbed.observe_many(observed))
             outcomes[1].append(restarted.observe_many(observed))
             restarted.write(changes)
@@ -384,17 +386,62 @@ def test_a_score_is_how_much_better_a_taste_half_turned_round_explains_the_click
     assert (np.sign(scores) == [-1, 1, 1, -1]).all()
 
 
+def own_of(
+    detection: ShiftDetection,
+    creatives: list[int],
+    preference: list[float],
+    weight: float = 1,
+    category: str | None = None,
+) -> np.ndarray:
+    return detection.own_preferences(
+        "p",
+        category,
+        np.array(creatives),
+        np.array(preference, np.float32),
+        np.full(len(creatives), weight, np.float32),
+    )
+
+
 def test_what_all_users_have_in_common_is_no_taste_of_groups() -> None:
-    creatives = np.array([0, 0, 1, 1])
-    preference = np.array([0.9, 0.9, -0.4, -0.4], np.float32)
-    assert own_preferences(preference, creatives) == pytest.approx(np.zeros(4), abs=1e-6)
+    assert own_of(ShiftDetection(SETTINGS), [0, 0, 1, 1], [0.9, 0.9, -0.4, -0.4]) == pytest.approx(
+        np.zeros(4), abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 3, 50, 600])
+def test_what_is_a_users_own_does_not_hang_on_how_many_are_seen_at_once(batch: int) -> None:
+    rng, detection = np.random.default_rng(0), ShiftDetection(SETTINGS)
+    creatives, own = rng.integers(3, size=1_800), rng.choice([-0.5, 0.5], size=1_800)
+    preference = np.array([0.3, -0.2, 0.0])[creatives] + own
+    found = np.concatenate(
+        [
+            own_of(detection, creatives[start : start + batch].tolist(), preference[start : start + batch].tolist())
+            for start in range(0, len(own), batch)
+        ]
+    )
+    assert np.abs(found - own)[600:].max() < 0.15
+
+
+def test_what_users_have_in_common_follows_the_model() -> None:
+    detection = ShiftDetection(SETTINGS)
+    own_of(detection, [0] * 10_000, [0.8] * 10_000)
+    for _ in range(8):
+        own_of(detection, [0] * 100, [-0.2] * 100)
+    assert own_of(detection, [0], [-0.2]) == pytest.approx(0.0, abs=0.1)
+
+
+def test_a_label_that_is_taken_back_and_given_anew_changes_nothing_that_users_have_in_common() -> None:
+    detection = ShiftDetection(SETTINGS)
+    own_of(detection, [0, 0], [0.5, 0.1])
+    for weight in (-1, 1):
+        own_of(detection, [0], [0.5], weight)
+    assert detection._detectors["p"].common[0].mean == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("p", [0.0, 1e-9, 1.0])
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_scores_are_finite_for_predictions_that_are_sure(n: int, p: float) -> None:
     for click in (0.0, 1.0):
-        preference = np.linspace(-30, 30, n).astype(np.float32)
-        own = own_preferences(preference, np.zeros(n, np.int64))
+        own = own_of(ShiftDetection(SETTINGS), [0] * n, np.linspace(-30, 30, n).tolist())
         scores = opposition_scores(np.full(n, click, np.float32), np.full(n, p, np.float32), own, 2.0)
         assert np.isfinite(scores).all()
