@@ -269,50 +269,6 @@ class Counts:
                 cell.live_clicks = min(cell.live_clicks, cell.live_impressions)
                 self._changed_cells[CellId(product_id, *key)] = None
 
-    def move_live(self, product_id: str, ways: dict[tuple[int, int, str], tuple[int, int]], now_ms: int) -> None:
-        """Move the live counts of users who are in another group than before.
-
-        Where a cell's live counts are fewer than what is remembered of it, for they have decayed, the same share of
-        all is moved. The creative's totals stay.
-
-        Parameters
-        ----------
-        product_id
-            The product.
-        ways
-            Remembered impressions and clicks, by group before, group now and creative; of those who stayed too.
-        now_ms
-            Event time.
-        """
-        cells = self._cells.get(product_id, {})
-        remembered: dict[tuple[int, str], tuple[int, int]] = {}
-        for (old, _, creative_id), (n, n_clicks) in ways.items():
-            seen = remembered.get((old, creative_id), (0, 0))
-            remembered[old, creative_id] = seen[0] + n, seen[1] + n_clicks
-        shares = {}
-        for key, (n, n_clicks) in remembered.items():
-            cell = cells.get(key)
-            if cell is not None:
-                cell.decay(now_ms, self._half_life_ms)
-                shares[key] = min(1.0, cell.live_impressions / n), min(1.0, cell.live_clicks / max(n_clicks, 1))
-        for (old, new, creative_id), (n, n_clicks) in ways.items():
-            share, share_of_clicks = shares.get((old, creative_id), (0.0, 0.0))
-            if old == new or not share:
-                continue
-            giver = cells[old, creative_id]
-            taker = cells.setdefault((new, creative_id), Cell(updated_at_ms=now_ms))
-            taker.decay(now_ms, self._half_life_ms)
-            moved = min(share * n, giver.live_impressions)
-            # What is left must not be more clicks than impressions, nor what is moved.
-            least = giver.live_clicks - (giver.live_impressions - moved)
-            moved_clicks = min(max(share_of_clicks * n_clicks, least), moved, giver.live_clicks)
-            giver.live_impressions -= moved
-            giver.live_clicks = min(giver.live_clicks - moved_clicks, giver.live_impressions)
-            taker.live_impressions += moved
-            taker.live_clicks += moved_clicks
-            self._changed_cells[CellId(product_id, old, creative_id)] = None
-            self._changed_cells[CellId(product_id, new, creative_id)] = None
-
     def restart_live(
         self, product_id: str, live: dict[tuple[int, str], tuple[int, int]], now_ms: int, evidence_from_ms: int
     ) -> None:

@@ -14,7 +14,6 @@ from online.borrowing import borrow, with_lent_users
 from online.clustering import Clustering, Floats, assign
 from online.clustering_record import pack_clustering, unpack_clustering
 from online.group_record import group_records
-from online.learner import Encoder
 from online.limits import LINEAGE_KEPT
 from online.lineage import Lineage, lineage_records
 from online.settings import GroupSettings
@@ -36,24 +35,6 @@ MIN_USERS_PER_GROUP = 16
 def users_needed(settings: GroupSettings) -> int:
     """Return how many users of a product are needed to group them."""
     return MIN_USERS_PER_GROUP * settings.k_max
-
-
-@dataclass(frozen=True)
-class FormerGroups:
-    """The groups that a product had before a regrouping, and the encoder under which they were made.
-
-    ``centroids`` are those of its clusters, (k, D), and ``group_ids`` their groups, (k,).
-    """
-
-    encoder: Encoder
-    centroids: Floats
-    group_ids: list[int]
-
-    def of_many(self, product_number: int, attributes: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-        """Return the groups that users, (B, N), were in, (B,)."""
-        numbers = np.full(len(attributes), product_number, np.int64)
-        embedded = self.encoder.embed_many(numbers, attributes)  # (B, D)
-        return np.asarray(self.group_ids, np.int64)[assign(embedded, self.centroids)]
 
 
 @dataclass

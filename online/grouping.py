@@ -19,7 +19,7 @@ from online.clustering import Floats, choose_k, move_many, recluster, sample_man
 from online.displacement import centroid_displacements
 from online.forgetting import ForgottenUsers, forget_users, without_former_points
 from online.group_record import group_records
-from online.grouped_product import UNGROUPED, FormerGroups, GroupedProduct, users_needed
+from online.grouped_product import UNGROUPED, GroupedProduct, users_needed
 from online.learner import Encoder
 from online.limits import LINEAGE_KEPT
 from online.lineage import Lineage, lineage_records, match_groups
@@ -286,14 +286,6 @@ class Grouping:
             or (product.groups.borrowed_from is not None and product.n_own_users >= self._n_users_needed)
         )
         return [product_id for _, product_id in waiting]
-
-    def former_groups(self, product_id: str) -> FormerGroups | None:
-        """Return a product's groups as they are now; None where it has none, or their encoder version has gone."""
-        product = self._products[product_id]
-        encoder = self._encoders.get(product.groups.encoder_version)
-        if product.k == 1 or encoder is None:
-            return None
-        return FormerGroups(encoder, product.clustering.centroids[product.k].copy(), product.group_ids)
 
     def refresh(self, product_id: str, product_number: int, now_ms: int) -> Lineage:
         """Move a product to the newest encoder version and regroup its users. Algorithm 1."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from online.counts import Counts
 from online.expectation import Expectations, expected_log_relative
-from online.grouped_product import UNGROUPED, FormerGroups
+from online.grouped_product import UNGROUPED
 from online.grouping import Grouping
 from online.learner import PreferenceLearner
 from online.limits import DEAD_GROUPS_KEPT
@@ -20,19 +20,15 @@ from online.settings import GroupSettings
 from online.significance import interaction_p_value
 
 Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 MIN_CELL_IMPRESSIONS = 30
 """Impressions that a group needs on average per creative before its preferences are compared."""
 
 MOVED_SHARE = 0.02
-"""Share of a product's users in another group than before from which its live counts follow them."""
+"""Share of a product's users in another group than before from which its live counts are told apart anew."""
 
-HELD_SHARE = 1 / 3
-"""Share of a product's impressions that replay has to hold for that: with fewer it costs more than it is worth."""
-
-WHOLE_SHARE = 0.9
-"""Share from which all are told apart anew, not only the users who changed: what came before counts ever less."""
+HELD_SHARE = 0.9
+"""Share of a product's impressions that replay has to hold for that: what came before would count ever less."""
 
 SETTLED_SHARE = 0.05
 """Share of its impressions so far after which a product is asked about again: what is learnt of it settles."""
@@ -101,9 +97,9 @@ class Regrouping:
         """Move a product to the newest encoder version, and what hangs on its groups along."""
         self._move(product_id, now_ms)
         self._expect_many([product_id])
+        self._compare(product_id)
 
     def _move(self, product_id: str, now_ms: int) -> None:
-        former = self._grouping.former_groups(product_id)
         lineage = self._grouping.refresh(product_id, self._registry.products[product_id].number, now_ms)
         for old, heir in lineage.merged.items():
             self._counts.hand_over(product_id, old, heir, now_ms)
@@ -112,49 +108,33 @@ class Regrouping:
             self._grouping.retire(product_id, dead)
             self._counts.hand_over(product_id, dead, UNGROUPED, now_ms)
         if lineage.born:
-            self._follow(product_id, former, now_ms)
-        elif former is not None and lineage.moved_share >= MOVED_SHARE:
-            self._follow(product_id, former, now_ms, least_share=HELD_SHARE)
+            self._distribute(product_id, now_ms)
+        elif lineage.moved_share >= MOVED_SHARE:
+            self._distribute(product_id, now_ms, least_share=HELD_SHARE)
 
-    def _follow(self, product_id: str, former: FormerGroups | None, now_ms: int, least_share: float = 0.0) -> None:
-        """Let the live counts follow users into the groups that they are in now, as far as replay holds them.
+    def _distribute(self, product_id: str, now_ms: int, least_share: float = 0.0) -> None:
+        """Give groups the live counts of the users that they have now, as far as replay holds them.
 
-        Nothing is done where it holds no more than ``least_share`` of the product's impressions.
+        Nothing is done where it holds less than ``least_share`` of the product's impressions.
         """
         number = self._registry.products[product_id].number
         remembered = self._learner.remembered(number)
-        held_share = len(remembered) / max(self._grouping.n_seen(product_id), 1)
-        if held_share <= least_share:
+        if len(remembered) <= least_share * self._grouping.n_seen(product_id):
             return
-        attributes = remembered.rows.attributes
-        group_ids = self._grouping.assign_many(product_id, number, attributes)
-        # Without the groups that they were in before, as at first, all that is held is told apart.
-        whole = former is None or held_share > WHOLE_SHARE
-        former_ids = (
-            group_ids if former is None or whole else self._heirs(product_id, former.of_many(number, attributes))
-        )
+        group_ids = self._grouping.assign_many(product_id, number, remembered.rows.attributes)
         names = {
             self._registry.creatives[product_id, creative_id].number: creative_id
             for creative_id in {creative_id for _, creative_id in self._counts.cells_of(product_id)}
         }
-        ways, index = np.unique(
-            np.stack([former_ids, group_ids, remembered.rows.creatives]), axis=1, return_inverse=True
-        )
-        n_impressions, n_clicks = np.bincount(index), np.bincount(index, weights=remembered.clicks)
+        n_numbers = int(remembered.rows.creatives.max()) + 1
+        cells, index = np.unique(group_ids * n_numbers + remembered.rows.creatives, return_inverse=True)
+        n_impressions = np.bincount(index)
+        n_clicks = np.bincount(index, weights=remembered.clicks)
         found = {
-            (old, new, names[creative]): (int(n), int(x))
-            for (old, new, creative), n, x in zip(ways.T.tolist(), n_impressions, n_clicks, strict=True)
+            (int(group_id), names[int(creative)]): (int(n), int(x))
+            for group_id, creative, n, x in zip(*divmod(cells, n_numbers), n_impressions, n_clicks, strict=True)
         }
-        if whole:
-            of_cells = {(new, creative_id): counts for (_, new, creative_id), counts in found.items()}
-            self._counts.distribute_live(product_id, of_cells, now_ms)
-        else:
-            self._counts.move_live(product_id, found, now_ms)
-
-    def _heirs(self, product_id: str, group_ids: Ints) -> Ints:
-        """Return the groups that have the counts of some groups now, (B,) to (B,)."""
-        distinct, index = np.unique(group_ids, return_inverse=True)
-        return np.array([self._grouping.current_group(product_id, old) for old in distinct.tolist()])[index]
+        self._counts.distribute_live(product_id, found, now_ms)
 
     def _outdated(self, others: Container[str], relearnt: Container[str]) -> list[str]:
         """Return the products, beside others, whose groups it is time to ask the model about again.

@@ -263,7 +263,7 @@ class ShiftDetection:
         """Return a product's detector, a new one if it has none or has moved to another category."""
         detector = self._detectors.get(product_id)
         if detector is None or detector.category != category:
-            self.restart(product_id)
+            self._remove(product_id)
             detector = Detector(category, 0, Sum(), {}, 0)
             self._add(product_id, detector)
         return detector

@@ -185,59 +185,6 @@ def test_live_impressions_are_neither_lost_nor_made_up_when_they_are_distributed
     assert all(0 <= cell.live_clicks <= cell.live_impressions for cell in cells)
 
 
-@pytest.mark.parametrize(
-    ("ways", "live"),
-    [
-        # All stay, or all are remembered, or none of those who are: nothing, all, nothing moves.
-        ({(1, 1): (40, 4)}, {1: (40, 4), 2: (20, 2)}),
-        ({(1, 2): (40, 4)}, {1: (0, 0), 2: (60, 6)}),
-        ({(3, 2): (40, 4)}, {1: (40, 4), 2: (20, 2)}),
-        # Those who changed are moved, both ways.
-        ({(1, 1): (20, 1), (1, 2): (10, 2), (2, 1): (5, 1), (2, 3): (5, 0)}, {1: (35, 3), 2: (20, 3), 3: (5, 0)}),
-        # Of a cell that has decayed, or lost some of its counts, the same share.
-        ({(1, 2): (40, 8), (1, 1): (40, 0)}, {1: (20, 0), 2: (40, 6)}),
-        # No group is left more clicks than impressions.
-        ({(2, 1): (19, 0)}, {1: (59, 5), 2: (1, 1)}),
-    ],
-)
-def test_live_counts_of_users_who_changed_their_group_move(
-    ways: dict[tuple[int, int], tuple[int, int]], live: dict[int, tuple[float, float]]
-) -> None:
-    counts = Counts(HOUR_MS)
-    for group_id, n in ((1, 40), (2, 20)):
-        shown = [impression(group=group_id) for _ in range(n)]
-        counts.count_impressions(shown, 0)
-        counts.count_clicks([(each, group_id) for each in shown[::10]], 0)
-    counts.move_live("p", {(old, new, "c"): pair for (old, new), pair in ways.items()}, 0)
-    found = {key[0]: (cell.live_impressions, cell.live_clicks) for key, cell in counts.cells_of("p").items()}
-    assert found == live
-    assert totals(counts) == {"c": (60, 6)}
-
-
-@given(
-    st.dictionaries(st.integers(0, 3), cell_counts, min_size=1),
-    st.dictionaries(
-        st.tuples(st.integers(0, 4), st.integers(0, 4)), cell_counts.filter(lambda pair: pair[0] > 0), min_size=1
-    ),
-    st.integers(0, 3 * HOUR_MS),
-)
-def test_live_counts_are_neither_lost_nor_made_up_when_they_move(
-    before: dict[int, tuple[int, int]], ways: dict[tuple[int, int], tuple[int, int]], after_ms: int
-) -> None:
-    counts = Counts(HOUR_MS)
-    for group_id, (n, n_clicks) in before.items():
-        counts.count_impressions([impression(group=group_id)] * n, 0)
-        counts.count_clicks([(impression(group=group_id), group_id)] * n_clicks, 0)
-    counts.move_live("p", {(old, new, "c"): pair for (old, new), pair in ways.items()}, after_ms)
-    cells = counts.cells_of("p").values()
-    for cell in cells:
-        cell.decay(after_ms, HOUR_MS)
-    left = 0.5 ** (after_ms / HOUR_MS)
-    assert sum(cell.live_impressions for cell in cells) == pytest.approx(left * sum(n for n, _ in before.values()))
-    assert sum(cell.live_clicks for cell in cells) == pytest.approx(left * sum(x for _, x in before.values()))
-    assert all(0 <= cell.live_clicks <= cell.live_impressions for cell in cells)
-
-
 def test_handing_over_decays_both_sides_to_the_same_time() -> None:
     counts = Counts(HOUR_MS)
     counts.count_impressions([impression(group=1)] * 4, 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -187,35 +187,3 @@ def test_live_counts_follow_users_who_are_in_another_group_now(
         cells = core.counts.cells_of(product_id).items()
         live = sum(cell.live_impressions for (group_id, _), cell in cells if group_id == one)
         assert live == pytest.approx(in_one.sum() if follow else 0)
-
-
-def test_of_a_product_that_replay_holds_in_part_the_users_who_changed_their_group_are_moved(
-    online: OnlineSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("online.regrouping.MOVED_SHARE", 0.0)
-    model = online.model.model_copy(update={"replay_rows": 1_000})  # 2,000 are shown
-    core = (course := Course(online.model_copy(update={"model": model}))).core
-    course.run(20)
-    product_id, number = PRODUCTS[0], 0
-    former = core.grouping.former_groups(product_id)
-    assert former is not None
-    # As if all had been in another of the groups before.
-    turned = replace(former, group_ids=former.group_ids[1:] + former.group_ids[:1])
-    monkeypatch.setattr(core.grouping, "former_groups", lambda _: turned)
-
-    def live() -> dict[tuple[int, str], float]:
-        return {key: cell.live_impressions for key, cell in core.counts.cells_of(product_id).items() if key[0]}
-
-    before, rows = live(), core.learner.remembered(number).rows
-    core._regrouping.refresh(product_id, 0)
-    old, new = turned.of_many(number, rows.attributes), core.grouping.assign_many(product_id, number, rows.attributes)
-    came = {
-        (group_id, creative_id): float(
-            ((new == group_id) & (rows.creatives == place)).sum()
-            - ((old == group_id) & (rows.creatives == place)).sum()
-        )
-        for group_id in former.group_ids
-        for place, creative_id in enumerate(CREATIVES)
-    }
-    assert max(came.values()) > 5
-    assert live() == pytest.approx({cell: before[cell] + came[cell] for cell in before})
