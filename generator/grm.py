@@ -42,22 +42,52 @@ class Judgement(NamedTuple):
     ctr: Tensor
 
 
+class ScaledLinear(nn.Linear):
+    """A linear layer whose inputs come at a scale of their own: it learns at the rate that it is told whatever that is.
+
+    Parameters
+    ----------
+    in_features, out_features
+        Widths of inputs and outputs.
+    """
+
+    middle: Tensor
+    scale: Tensor
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        self.register_buffer("middle", torch.zeros(in_features))
+        self.register_buffer("scale", torch.ones(()))
+
+    @torch.no_grad()
+    def fit_scale(self, states: Tensor) -> None:
+        """Take the mean of states (n, in_features), and their root mean square distance from it, for 0 and 1."""
+        self.middle.copy_(states.mean(dim=0))
+        spread = (states - self.middle).square().mean().sqrt()
+        # What differs by less than a twentieth of what is common is rounding, and stays as small as it is.
+        self.scale.copy_(torch.maximum(spread, 0.05 * states.abs().mean() + 1e-6))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return the outputs for states (..., in_features)."""
+        return super().forward((states - self.middle) / self.scale)
+
+
 class Grm(nn.Module):
     """A reward model on a G-MLLM that was taught to see; without the group it is CAIG's.
 
     The G-MLLM reads each picture with the instruction, and H_GRM of Eq. 8 is made of one layer's states of the
-    picture's tokens and of the group's token e_G: both are brought to one width and multiplied, for who likes it and
-    what it shows have to be multiplied, which a small model finds in sums after some hundreds of steps. FC_cls makes a
-    logit of it for each of the two pictures, so that one order of a pair says what the other does. A second head tells
-    the CTRs of both pictures, for CAIG's point loss.
+    picture's tokens and of the group: both are brought to one width and multiplied, for who likes it and what it shows
+    have to be multiplied, which a small model finds in sums after some hundreds of steps. FC_cls makes a logit of it
+    for each of the two pictures, so that one order of a pair says what the other does. A second head tells the CTRs of
+    both pictures, for CAIG's point loss.
 
-    But for the group projector the G-MLLM stays as it was taught, and heads alone learn from pairs: products are few,
-    and a whole model learns theirs by heart.
+    Heads alone learn from pairs: products are few, and a whole model learns theirs by heart. So does the group
+    projector's MLP, whose token e_G was made to write prompts by: of the group the head reads what enters that MLP.
 
     Parameters
     ----------
     mllm
-        What it stands on. The group projector is trained on, so it has to be this model's own.
+        What it stands on; it stays as it is.
     with_group
         Whether it sees the group.
     layer
@@ -87,10 +117,10 @@ class Grm(nn.Module):
         self._readings: dict[str, Tensor] = {} if readings is None else readings
         self.backbone = mllm.model.model.requires_grad_(False).eval()
         width = mllm.model.config.get_text_config().hidden_size
-        self.look = nn.Linear(width, HEAD_WIDTH)
+        self.look = ScaledLinear(width, HEAD_WIDTH)
         if with_group:
-            self.backbone.group_projector.requires_grad_(True)
-            self.ask = nn.Linear(width, HEAD_WIDTH)
+            projector = self.backbone.group_projector
+            self.ask = ScaledLinear(projector.n_points * projector.width, HEAD_WIDTH)
         self.fc_cls = nn.Linear(HEAD_WIDTH, 1, bias=False)
         self.fc_ctr = nn.Linear(HEAD_WIDTH, 1)
         self.to(mllm.device)
@@ -105,26 +135,23 @@ class Grm(nn.Module):
         pictures = [picture for row in comparisons for picture in (row.first, row.second)]
         hidden = self.look(self._read(pictures)).unflatten(0, (-1, 2))  # (B, 2, W)
         if self.with_group:
-            hidden = hidden * self.ask(self._tokens(comparisons)).unsqueeze(1)
+            hidden = hidden * self.ask(self._groups(comparisons)).unsqueeze(1)
         return Judgement(self.fc_cls(hidden).squeeze(2), torch.sigmoid(self.fc_ctr(hidden)).squeeze(2))
 
     @torch.no_grad()
     def fit_scale(self, comparisons: Sequence[Comparison]) -> None:
         """Start heads that have learnt nothing from what sets pictures and groups apart: mean 0 and deviation 1."""
         pictures = {picture.key: picture for row in comparisons for picture in (row.first, row.second)}
-        inputs = [(self.look, self._read(list(pictures.values())))]
+        self.look.fit_scale(self._read(list(pictures.values())))
         if self.with_group:
-            inputs.append((self.ask, self._tokens(comparisons)))
-        for head, states in inputs:
-            # What differs by less than a twentieth of what is common is rounding, and stays as small as it is.
-            head.weight /= torch.maximum(states.std(dim=0, correction=0).mean(), 0.05 * states.abs().mean() + 1e-6)
-            head.bias.copy_(-head.weight @ states.mean(dim=0))
+            self.ask.fit_scale(self._groups(comparisons))
 
-    def _tokens(self, comparisons: Sequence[Comparison]) -> Tensor:
-        """Return e_G of each comparison's group, (B, D)."""
+    @torch.no_grad()
+    def _groups(self, comparisons: Sequence[Comparison]) -> Tensor:
+        """Return each comparison's group feature as it enters the group projector's MLP, (B, 1408)."""
         features = torch.from_numpy(np.stack([row.group_feature for row in comparisons])).to(self._mllm.device)
-        tokens: Tensor = self.backbone.group_projector(features)
-        return tokens.float()
+        normed: Tensor = self.backbone.group_projector.normed(features)
+        return normed.float()
 
     @torch.no_grad()
     def _read(self, pictures: Sequence[Picture]) -> Tensor:
@@ -133,9 +160,13 @@ class Grm(nn.Module):
         for start in range(0, len(missing), BATCH_ROWS):
             batch = missing[start : start + BATCH_ROWS]
             inputs = self._mllm.encode([MllmInput(INSTRUCTION, (picture.open(),)) for picture in batch])
-            states = self.backbone(**inputs, output_hidden_states=True).hidden_states[self.layer].float()  # (n, T, D)
-            shown = (inputs["input_ids"] == self._mllm.processor.image_token_id).unsqueeze(2)  # (n, T, 1)
-            means = (states * shown).sum(dim=1) / shown.sum(dim=1)
+            if self.layer == 0:  # what the projector puts in a picture's place: the language model is not asked
+                tokens = self.backbone.get_image_features(pixel_values=inputs["pixel_values"], return_dict=True)
+                means = torch.stack([of_picture.float().mean(dim=0) for of_picture in tokens.pooler_output])
+            else:
+                states = self.backbone(**inputs, output_hidden_states=True).hidden_states[self.layer].float()
+                shown = (inputs["input_ids"] == self._mllm.processor.image_token_id).unsqueeze(2)  # (n, T, 1)
+                means = (states * shown).sum(dim=1) / shown.sum(dim=1)  # (n, D)
             self._readings |= {picture.key: mean for picture, mean in zip(batch, means, strict=True)}
         found = torch.stack([self._readings[picture.key] for picture in pictures])
         for key in list(self._readings)[: max(len(self._readings) - _N_REMEMBERED, 0)]:

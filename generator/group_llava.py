@@ -119,11 +119,21 @@ class GroupProjector(torch.nn.Module):
         GroupFeatureShapeError
             If the features are not (n, 11, 128).
         """
+        token: torch.Tensor = self.linear_2(self.act(self.linear_1(self.normed(group_features))))  # (n, D)
+        return token
+
+    def normed(self, group_features: torch.Tensor) -> torch.Tensor:
+        """Return group features as they enter the MLP: at the scale of what sets groups apart, (n, 1408).
+
+        Raises
+        ------
+        GroupFeatureShapeError
+            If the features are not (n, 11, 128).
+        """
         if group_features.ndim != 3 or group_features.shape[1:] != (self.n_points, self.width):
             raise GroupFeatureShapeError(tuple(group_features.shape), self.n_points, self.width)
-        flat = group_features.flatten(1).to(self.linear_1.weight.dtype)  # (n, 1408)
-        token: torch.Tensor = self.linear_2(self.act(self.linear_1(self.norm(flat))))  # (n, D)
-        return token
+        normed: torch.Tensor = self.norm(group_features.flatten(1).to(self.linear_1.weight.dtype))
+        return normed
 
 
 class GroupLlavaModel(LlavaModel):

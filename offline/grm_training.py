@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
-from generator.comparison import Comparison, Floats
+from generator.comparison import Floats
 from generator.grm import Grm
 from offline.data_parallel import DataParallel
 from offline.descent import descend
@@ -42,9 +41,10 @@ def train_grm(
 ) -> None:
     """Train a reward model on pairs, and calibrate it.
 
-    A pair counts as won by its winner with the chance that it really did. The temperature is that at which a model that
-    learnt from a part of the products explains the pairs of the others; then the model begins again, and learns from
-    all of them.
+    What is learnt of a pair is the winner's share of the clicks where both are shown as often: by how much it wins, and
+    not only that. A pair's chance to have been won really is what the temperature is for: it is that at which a model
+    that learnt from a part of the products explains the pairs of the others; then the model begins again, and learns
+    from all of them.
 
     Parameters
     ----------
@@ -144,26 +144,12 @@ def _losses(
     while True:
         places = rng.integers(len(pairs), size=settings.batch_pairs * processes.n).tolist()
         drawn = [pairs[place] for place in places]
-        comparisons = [pair.winner_first for pair in drawn]
-        if grm.with_group:
-            comparisons = [_varied(comparison, settings.group_noise, rng) for comparison in comparisons]
-        # Drawn and varied for all processes, so that their draws go on alike.
-        drawn, comparisons = list(processes.share(drawn)), list(processes.share(comparisons))
-        judgement = grm.judge(comparisons)
-        first = torch.tensor([pair.weight for pair in drawn], device=judgement.logits.device)
+        drawn = list(processes.share(drawn))  # drawn for all processes, so that their draws go on alike
+        judgement = grm.judge([pair.winner_first for pair in drawn])
+        first = torch.tensor([pair.share for pair in drawn], device=judgement.logits.device)
         target = torch.stack([first, 1.0 - first], dim=1).float()  # (B, 2)
         loss = nn.functional.cross_entropy(judgement.logits, target)
         if point_weight:
             ctrs = torch.tensor([[pair.ctr_w, pair.ctr_l] for pair in drawn], device=judgement.ctr.device).float()
             loss = loss + point_weight * nn.functional.mse_loss(judgement.ctr, ctrs)
         yield loss
-
-
-def _varied(comparison: Comparison, noise: float, rng: np.random.Generator) -> Comparison:
-    """Return a comparison by a group that could as well have been it: moved by a share of its members' spread."""
-    feature = comparison.group_feature
-    members = feature[1:] - feature[:1]  # (10, D)
-    spread = np.sqrt(np.mean(np.square(members)))
-    moved = feature[:1] + rng.normal(size=feature[:1].shape) * (noise * spread)
-    varied = np.concatenate([moved, moved + members[rng.permutation(len(members))]])
-    return replace(comparison, group_feature=varied.astype(np.float32))

@@ -39,6 +39,11 @@ class Pair:
     ctr_l: float
 
     @property
+    def share(self) -> float:
+        """The winner's share of the clicks where both are shown as often, above 0.5."""
+        return self.ctr_w / (self.ctr_w + self.ctr_l)
+
+    @property
     def product_id(self) -> str:
         """The product of both creatives."""
         return self.winner_first.product_id

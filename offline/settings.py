@@ -95,13 +95,11 @@ class RewardSettings(BaseModel):
     )
     batch_pairs: int = Field(128, ge=1, description="Pairs in a step.")
     batch_lessons: int = Field(32, ge=1, description="Pictures in a step of the lessons.")
-    learning_rate: float = Field(3e-3, gt=0, description="Highest learning rate on pairs.")
-    weight_decay: float = Field(1.0, ge=0, description="Weight decay on pairs, of heads and group projector.")
-    group_noise: float = Field(
-        0.3,
+    learning_rate: float = Field(1e-2, gt=0, description="Highest learning rate on pairs.")
+    weight_decay: float = Field(
+        6.0,
         ge=0,
-        description="How far a group's feature is moved at random in training, in root mean squares of its members' "
-        "distance from the centroid: groups are few, and each would be learnt by heart.",
+        description="Weight decay on pairs: strong, for products and groups are few, and tastes have few directions.",
     )
     calibration_share: float = Field(
         0.15,

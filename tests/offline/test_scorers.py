@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from generator.comparison import Comparison, Picture
-from generator.grm import Grm
+from generator.grm import INSTRUCTION, Grm, ScaledLinear
+from generator.mllm import MllmInput
 from generator.mllm_presets import build_mllm
 from generator.settings import MllmSettings, TinyMllmSettings
 from offline.cg4ctr import Cg4Ctr, train_cg4ctr
@@ -160,13 +161,66 @@ def test_both_orders_of_a_pair_say_the_same():
     assert turned == pytest.approx(-grm.logits(comparisons), abs=1e-5)
 
 
-def test_pairs_teach_nothing_but_heads_and_groups():
+def test_pairs_teach_nothing_but_heads():
     mllm = build_mllm(SMALL, seed=0)
+    grm = Grm(mllm)
     before = {name: value.clone() for name, value in mllm.model.state_dict().items()}
-    train_grm(Grm(mllm), pairs_of_taste(2), REWARD.model_copy(update={"n_steps": 2}), seed=0)
-    changed = {name for name, value in mllm.model.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed
-    assert all("group_projector" in name for name in changed)
+    heads = {name: head.weight.clone() for name, head in grm.heads.items()}
+    train_grm(grm, pairs_of_taste(2), REWARD.model_copy(update={"n_steps": 2}), seed=0)
+    assert all(torch.equal(value, before[name]) for name, value in mllm.model.state_dict().items())
+    changed = {name for name, head in grm.heads.items() if not torch.equal(head.weight, heads[name])}
+    assert changed == {"look", "ask", "fc_cls"}
+
+
+def test_what_enters_the_language_model_is_read_without_asking_it():
+    mllm = build_mllm(SMALL, seed=0)
+    pictures = [Picture(name, partial(png, colour)) for name, colour in (("a", (9, 99, 199)), ("b", (250, 0, 0)))]
+    rows = [MllmInput(INSTRUCTION, (picture.open(),)) for picture in pictures]
+    inputs = mllm.encode(rows)
+    with torch.no_grad():
+        states = mllm.model.model(**inputs, output_hidden_states=True).hidden_states
+    shown = inputs["input_ids"] == mllm.processor.image_token_id
+    readings = {layer: {} for layer in (0, -1)}
+    n_asked = []
+    mllm.model.model.language_model.register_forward_hook(lambda *_: n_asked.append(1))
+    for layer, found in readings.items():
+        Grm(mllm, with_group=False, layer=layer, readings=found).logits(
+            [Comparison("p", "Chair", np.zeros((11, 128), np.float32), *pictures)]
+        )
+        assert len(n_asked) == (0 if layer == 0 else 1)
+        for row, picture in enumerate(pictures):
+            expected = states[layer][row][shown[row]].mean(dim=0)
+            torch.testing.assert_close(found[picture.key], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_head_learns_alike_at_every_scale_of_what_it_reads():
+    states = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    found = []
+    for gain, shift in ((1.0, 0.0), (0.01, 0.1)):
+        torch.manual_seed(1)
+        head = ScaledLinear(8, 3)
+        head.fit_scale(gain * states + shift)
+        found.append(head(gain * states + shift))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found[0].mean(dim=0), head.bias, rtol=0, atol=1e-5)
+
+
+def test_rounding_stays_small():
+    alike = 5.0 + 1e-7 * torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    head = ScaledLinear(8, 3)
+    head.fit_scale(alike)
+    torch.testing.assert_close(head(alike), head.bias.expand(50, 3), rtol=0, atol=1e-5)
+
+
+def test_a_pair_teaches_by_how_much_it_was_won():
+    grm = trained_grm(True)
+    pairs = pairs_of_taste(16)
+    assert [pair.share for pair in pairs] == pytest.approx([0.75] * len(pairs))
+    # What was learnt is the share and no chance of winning: 0.95 is the temperature's.
+    logits = grm.logits([pair.winner_first for pair in pairs])
+    assert float(np.median(logits)) == pytest.approx(np.log(3.0), abs=0.4)
+    chances = grm.p_first_wins([pair.winner_first for pair in pairs])
+    assert float(np.median(chances)) == pytest.approx(0.95, abs=0.03)
 
 
 def test_without_the_group_nobody_can_tell():
