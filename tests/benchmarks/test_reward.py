@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -48,12 +49,15 @@ class Writer:
             for light in VOCABULARY["light"]
         ]
         styles = np.stack([style_of(prompt) for prompt in prompts])
-        self._answers = []
+        self._answers: list[str] = []
+        self.pairs: list[tuple[str, str]] = []
+        """What the groups of each ordered pair of a product's like most."""
         for product in reward_world.sources:
             liked = [
                 prompts[int(self._truth.ctrs(product.product_id, group.feature, styles).argmax())].text
                 for group in product.groups
             ]
+            self.pairs += permutations(liked, 2)
             self._answers += (liked[::-1] if self._turned else liked) if with_group else liked[:1]
 
     def generate(self, inputs: object, *, n_samples: int, **options: object) -> list[list[str]]:
@@ -74,7 +78,10 @@ def test_prompts_to_a_groups_taste_are_clicked_more(reward_world: RewardWorld) -
             with_group=with_group,
             seed=0,
         )
-    assert found["own"].p_own_direction == 1
+    # Groups that like the same most get the same; such a pair counts a half.
+    p_different = sum(one != other for one, other in writer.pairs) / len(writer.pairs)
+    assert found["own"].p_own_direction == pytest.approx(0.5 + 0.5 * p_different)
+    assert p_different > 0.5
     assert found["same"].p_own_direction == 0.5
     assert found["other"].p_own_direction < 0.5
     assert found["own"].p_well_formed == 1

@@ -27,7 +27,15 @@ def test_smol_goes_from_a_stream_to_the_gate(tmp_path: Path) -> None:
         update={
             "chain": ChainSettings(min_new_impressions=1_000, torch_threads=1),
             "pretrain": small.pretrain.model_copy(
-                update={"n_rows": 96, "batch_rows": 8, "learning_rate": 3e-4, "log_steps": 1, "n_evaluated": 1}
+                # So few steps have to teach it to write: most are of prompts.
+                update={
+                    "n_rows": 320,
+                    "batch_rows": 8,
+                    "learning_rate": 5e-4,
+                    "prompt_generation": 6.0,
+                    "log_steps": 1,
+                    "n_evaluated": 2,
+                }
             ),
             "tuples": small.tuples.model_copy(update={"n_candidates": 4}),
             "group_dpo": small.group_dpo.model_copy(update={"n_epochs": 1, "learning_rate": 1e-4}),
