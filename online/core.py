@@ -234,6 +234,8 @@ class OnlineCore:
             self.learner.relearn(changed, categories)
             for number in changed:
                 self.expectations.restart(self._registry.product_ids[number], categories[number])
+            for category in self._changed_categories(shifts):
+                self._calibration.restart(category)
         return shifts
 
     def _forget(self, records: list[ImpressionRecord]) -> LabelledRows | None:
@@ -246,10 +248,14 @@ class OnlineCore:
 
     def _changed(self, shifts: list[Shift]) -> list[int]:
         """Return the products that are learnt anew, by number: of a category whose tastes have changed all of them."""
-        products = self._registry.products
-        named = {products[shift.product_id].number for shift in shifts}
-        categories = {products[shift.product_id].category for shift in shifts if shift.scope == "category"}
+        named = {self._registry.products[shift.product_id].number for shift in shifts}
+        categories = self._changed_categories(shifts)
         return sorted(named | {n for n, category in self._registry.categories.items() if category in categories})
+
+    def _changed_categories(self, shifts: list[Shift]) -> list[str]:
+        """Return the categories whose tastes have changed."""
+        found = {self._registry.products[shift.product_id].category for shift in shifts if shift.scope == "category"}
+        return sorted(category for category in found if category is not None)
 
     def _measure(
         self, rows: Rows, clicks: npt.NDArray[np.float32], p_click: npt.NDArray[np.float32], now_ms: int
@@ -289,9 +295,12 @@ class OnlineCore:
 
         The first ``n_new`` records are labelled now, those behind them are corrections.
         """
-        slope = self._calibration.slope
         observed = []
-        for number in np.unique(given.rows.products):
+        numbers = np.unique(given.rows.products)
+        # As of before this micro-batch, for all of its products.
+        categories = dict.fromkeys(self._registry.categories[number] for number in numbers.tolist())
+        slopes = {category: self._calibration.slope(category) for category in categories}
+        for number in numbers:
             index = np.flatnonzero(given.rows.products == number)
             product_id = self._registry.product_ids[int(number)]
             category = self._registry.products[product_id].category
@@ -306,8 +315,8 @@ class OnlineCore:
             own = self._detection.own_preferences(
                 product_id, category, of_product.rows.creatives, preference[index], of_product.weights
             )
-            scores = opposition_scores(of_product.clicks, p_click[index], own, slope)
-            self._calibration.observe_many(of_product, p_click[index], own)
+            scores = opposition_scores(of_product.clicks, p_click[index], own, slopes[category])
+            self._calibration.observe_many(of_product, p_click[index], own, category)
             cells: CellCounts = {}
             for row, group_id in zip(index.tolist(), group_ids.tolist(), strict=True):
                 if row < n_new:

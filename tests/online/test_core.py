@@ -49,6 +49,7 @@ class Watched:
         self.observed: list[Observed] = []
         self.relearnt: list[list[int]] = []
         self.restarted: list[tuple[str, str | None]] = []
+        self.recalibrated: list[str] = []
         self.given: dict[str, list[LabelledRows]] = {"calibration": [], "expectations": [], "search": [], "learnt": []}
         core, learner = self.core, self.core.learner
         groups = SimpleNamespace(distinct=True)
@@ -57,6 +58,7 @@ class Watched:
         monkeypatch.setattr(core._detection, "observe_many", self._observe)
         monkeypatch.setattr(learner, "relearn", lambda products, categories: self.relearnt.append(list(products)))
         monkeypatch.setattr(core.expectations, "restart", lambda *key: self.restarted.append(key))
+        monkeypatch.setattr(core._calibration, "restart", self.recalibrated.append)
         monkeypatch.setattr(
             core._calibration, "observe_many", lambda given, *_: self.given["calibration"].append(given)
         )
@@ -153,6 +155,20 @@ def test_a_category_whose_tastes_change_is_learnt_anew_as_a_whole(
     expected = [] if relearnt is None else [[registry.products[product_id].number for product_id in relearnt]]
     assert watched.relearnt == expected
     assert watched.restarted == [(product_id, CATEGORIES[product_id]) for product_id in relearnt or []]
+    assert watched.recalibrated == sorted({str(CATEGORIES[name]) for name, scope in shifts if scope == "category"})
+
+
+def test_scores_go_by_the_slope_of_the_category(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    slopes = {CATEGORIES["spot"]: 1.7}
+    monkeypatch.setattr(watched.core._calibration, "slope", lambda category: slopes.get(category, 1.0))
+    told: list[float] = []
+    monkeypatch.setattr("online.core.opposition_scores", lambda clicks, p, own, slope: told.append(slope) or own)
+    watched.core.learn(LABELLED, [], 0)
+    assert {item.product_id: slope for item, slope in zip(watched.observed, told, strict=True)} == {
+        product_id: slopes.get(category, 1.0)
+        for product_id, category in CATEGORIES.items()
+        if product_id in {item.product_id for item in watched.observed}
+    }
 
 
 def test_products_whose_groups_do_not_differ_are_not_watched(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
