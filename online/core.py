@@ -297,13 +297,12 @@ class OnlineCore:
         """
         observed = []
         numbers = np.unique(given.rows.products)
-        # As of before this micro-batch, for all of its products.
-        categories = dict.fromkeys(self._registry.categories[number] for number in numbers.tolist())
-        slopes = {category: self._calibration.slope(category) for category in categories}
-        for number in numbers:
+        # Slopes are as of before this micro-batch, for all of its products.
+        category_of = {number: self._registry.categories[number] for number in numbers.tolist()}
+        slopes = {category: self._calibration.slope(category) for category in set(category_of.values())}
+        for number, category in category_of.items():
             index = np.flatnonzero(given.rows.products == number)
-            product_id = self._registry.product_ids[int(number)]
-            category = self._registry.products[product_id].category
+            product_id = self._registry.product_ids[number]
             group_ids = np.array([self.grouping.current_group(product_id, records[row].group_id) for row in index])
             of_product = given.take(index)
             self.expectations.observe_many(product_id, category, group_ids, of_product, p_click[index])
