@@ -1,6 +1,7 @@
 """Benchmark of variety: how far apart a product's creatives are when only their prompts differ.
 
-Distances are cosine distances (0 to 2) of the image features that the online process learns from.
+Distances are cosine distances (0 to 2) of what pictures show: the average over the grid of EfficientNet-Lite0's last
+layer.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from PIL import Image
 from benchmarks.measured import Measured
 from generator.procedural import ProceduralRenderer
 from generator.renderer import Renderer
-from online.encoders import EfficientNetEncoder, ImageEncoder
+from online.encoders import IMAGE_TOKENS, EfficientNetEncoder, ImageEncoder
 from simulator.creatives import draw_prompts
 from simulator.settings import SimulatorSettings
 from simulator.stage import set_stage
@@ -36,7 +37,7 @@ def bench_variety(simulator: SimulatorSettings, *, quick: bool) -> Measured:
     as the mean over products; ``prompt_above_share``, the share of the products in which the former is greater.
     """
     settings = simulator.model_copy(update={"cache_dir": simulator.cache_dir.expanduser()})
-    renderer, encoder = ProceduralRenderer(), EfficientNetEncoder()
+    renderer, encoder = ProceduralRenderer(), EfficientNetEncoder(tokens=True)
     stage = set_stage(settings, renderer)
     wanted = min(N_QUICK_PRODUCTS if quick else N_PRODUCTS, len(stage.products))
     chosen = np.linspace(0, len(stage.products) - 1, wanted).astype(int)
@@ -74,8 +75,9 @@ def _draw(renderer: Renderer, cutout: Image.Image, title: str, number: int) -> I
 
 
 def median_distance(pictures: Iterable[bytes], encoder: ImageEncoder) -> float:
-    """Return the median cosine distance between the features of two different pictures, given as files."""
-    features = np.stack([encoder.encode(picture, f"picture {i}") for i, picture in enumerate(pictures)])  # (N, D)
+    """Return the median cosine distance between two pictures, given as files, of which ``encoder`` keeps all tokens."""
+    grids = np.stack([encoder.encode(picture, f"picture {i}") for i, picture in enumerate(pictures)])  # (N, T * D)
+    features = grids.reshape(len(grids), IMAGE_TOKENS, -1).mean(axis=1)  # (N, D)
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     distances: Floats = 1.0 - np.asarray(unit @ unit.T, np.float64)
     return float(np.median(distances[np.triu_indices(len(unit), 1)]))

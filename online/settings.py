@@ -37,7 +37,8 @@ class EncoderSettings(BaseModel):
     )
     image: Literal["efficientnet", "hashed"] = Field(
         "efficientnet",
-        description="Encoder of creatives: EfficientNet-Lite0 (1280-d). `hashed` knows only the creative's id.",
+        description="Encoder of creatives: the style that early layers of EfficientNet-Lite0 show (1024-d). `hashed` "
+        "knows only the creative's id.",
     )
 
 
@@ -255,7 +256,7 @@ class LimitSettings(BaseModel):
         500_000,
         ge=1,
         description="Creatives that are registered, of all products; further ones go to the dead letters. Their "
-        "images' features stay in memory, about 11 KB each.",
+        "images' features stay in memory, about 9 KB each.",
     )
     arms: int = Field(
         1_000,

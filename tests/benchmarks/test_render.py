@@ -49,7 +49,7 @@ def test_the_distance_of_equal_pictures_is_none_and_of_unlike_ones_about_one() -
         file = io.BytesIO()
         Image.fromarray(np.full((8, 8), level, np.uint8)).save(file, "PNG")
         files.append(file.getvalue())
-    encoder = HashedImageEncoder()
+    encoder = HashedImageEncoder(tokens=True)
     assert median_distance([files[0]] * 4, encoder) == pytest.approx(0, abs=1e-6)
     assert median_distance(files, encoder) == pytest.approx(1, abs=0.15)
 

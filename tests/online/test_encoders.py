@@ -8,12 +8,14 @@ from io import BytesIO
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from PIL import Image
 
 from online.encoders import (
     HASHED_DIM,
     IMAGE_PX,
     IMAGE_TOKENS,
+    TAPPED_BLOCKS,
     TITLE_TOKENS,
     EfficientNetEncoder,
     HashedImageEncoder,
@@ -119,7 +121,7 @@ def test_hashed_images_are_told_apart_by_their_bytes_or_by_their_id() -> None:
 
 
 def test_the_widths_are_known_before_an_encoder_is_loaded() -> None:
-    assert feature_dims(OnlineSettings()) == (384, 1280)
+    assert feature_dims(OnlineSettings()) == (384, 1024)
     hashed = OnlineSettings(encoders=EncoderSettings(text="hashed", image="hashed"))
     text, image = load_encoders(hashed)
     assert (text.dim, image.dim) == feature_dims(hashed) == (HASHED_DIM, HASHED_DIM)
@@ -142,15 +144,59 @@ def test_all_tokens_are_kept_for_the_model_that_attends_to_them() -> None:
     assert len(np.unique(patches.round(6), axis=0)) == IMAGE_TOKENS
 
 
-def test_the_mean_of_the_tokens_is_what_the_pooled_encoders_give() -> None:
-    whole, grid = EfficientNetEncoder(), EfficientNetEncoder(tokens=True)
-    shown = picture("PNG", "RGB")
-    patches = grid.encode(shown, "c").reshape(IMAGE_TOKENS, -1)
-    assert patches.mean(axis=0) == pytest.approx(whole.encode(shown, "c"), abs=1e-5)
+def test_the_mean_of_a_titles_tokens_is_what_the_pooled_encoder_gives() -> None:
     short, tokens = MiniLmEncoder(), MiniLmEncoder(tokens=True)
     states = tokens.encode("red shoes").reshape(TITLE_TOKENS, -1)
     mean = states[(states != 0).any(axis=1)].mean(axis=0)
     assert mean / np.linalg.norm(mean) == pytest.approx(short.encode("red shoes"), abs=1e-5)
+
+
+def test_style_is_what_early_blocks_see_in_the_upper_and_in_the_lower_half() -> None:
+    style, grid = EfficientNetEncoder(), EfficientNetEncoder(tokens=True)
+    seen: list[torch.Tensor] = []
+    for block in TAPPED_BLOCKS:
+        grid._model._blocks[block].register_forward_hook(lambda *call: seen.append(call[2][0]))
+    shown = photograph()
+    grid.encode(shown, "c")
+    expected = []
+    for channels in seen:  # (C, H, W)
+        height = channels.shape[1] // 2
+        for half in (channels[:, :height], channels[:, height:]):
+            expected += [half.mean(dim=(1, 2)), half.std(dim=(1, 2))]
+    assert style.encode(shown, "c") == pytest.approx(torch.cat(expected).numpy(), rel=1e-4, abs=1e-4)
+
+
+def photograph() -> bytes:
+    """Return a picture whose halves differ, as a PNG file."""
+    rng = np.random.default_rng(0)
+    pixels = np.concatenate([rng.integers(0, 256, (112, 224, 3)), np.full((112, 224, 3), 90)]).astype(np.uint8)
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_picture_and_its_mirror_image_have_about_one_style_and_another_light_has_another() -> None:
+    encoder = EfficientNetEncoder()
+    with Image.open(BytesIO(photograph())) as opened:
+        styles = {
+            name: encoder.encode(as_png(changed), name)
+            for name, changed in {
+                "as it is": opened,
+                "mirrored": opened.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+                "darker": opened.point(lambda level: level // 2),
+                "upside down": opened.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+            }.items()
+        }
+    distance = {name: float(np.linalg.norm(style - styles["as it is"])) for name, style in styles.items()}
+    assert distance["mirrored"] < distance["darker"] / 3
+    assert distance["mirrored"] < distance["upside down"] / 3
+
+
+def as_png(image: Image.Image) -> bytes:
+    """Return a picture as a PNG file."""
+    file = BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
 def test_likeness_is_told_by_places_where_there_are_pictures() -> None:
