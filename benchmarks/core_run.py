@@ -7,10 +7,11 @@ import zlib
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.worlds import START_MS, BenchWorld, Impressions, Ints
 from online.core import OnlineCore
-from online.ctr import shrink
+from online.ctr import creative_spread, shrink
 from online.expectation import group_ctrs
 from online.settings import OnlineSettings
 from online.shift import Shift
@@ -124,19 +125,29 @@ class CoreRun:
         self._n_batches += 1
         return group_ids, shifts
 
-    def best_creatives(self, product: int) -> tuple[int, dict[int, int]]:
+    def creative_spread(self) -> float:
+        """Return how far the creatives of all products are spread, as far as the counts tell."""
+        return creative_spread(self._totals(product) for product in range(self._world.n_products))
+
+    def _totals(self, product: int) -> npt.NDArray[np.float64]:
+        """Return the live impressions and clicks of a product's creatives, (2, C)."""
+        product_id, numbers = self._world.registry.product_ids[product], self._world.creative_numbers[product]
+        place = {self._world.creative_ids[number]: position for position, number in enumerate(numbers.tolist())}
+        total = np.zeros((2, len(numbers)))
+        for (_, creative_id), cell in self.core.counts.cells_of(product_id).items():
+            total[:, place[creative_id]] += cell.live_impressions, cell.live_clicks
+        return total
+
+    def best_creatives(self, product: int, spread: float) -> tuple[int, dict[int, int]]:
         """Return a product's best creative for all, and for each group: places among its creatives.
 
-        Best is by the posterior CTR that is served.
+        Best is by the posterior CTR that is served; ``spread`` is that of `creative_spread`.
         """
         product_id = self._world.registry.product_ids[product]
         numbers = [int(number) for number in self._world.creative_numbers[product]]
         creative_ids = [self._world.creative_ids[number] for number in numbers]
         groups = self.core.grouping.groups_of(product_id)
-        total = np.zeros((2, 1, len(creative_ids)))
-        for (_, creative_id), cell in self.core.counts.cells_of(product_id).items():
-            total[:, 0, creative_ids.index(creative_id)] += cell.live_impressions, cell.live_clicks
-        for_all = shrink(*total)
+        for_all = shrink(*self._totals(product)[:, None], spread=spread)
         best_for_all = int(for_all.ctr[0].argmax())
         if groups is None or not groups.groups:
             return best_for_all, {}
@@ -150,7 +161,8 @@ class CoreRun:
         relative = self.core.expectations.relative_ctrs(
             product_id, self._world.registry.products[product_id].category, group_ids, numbers
         )
-        best = group_ctrs(for_all, impressions, clicks, relative, distinct=groups.distinct).ctr.argmax(axis=1)
+        ctrs = group_ctrs(for_all, impressions, clicks, relative, spread=spread, distinct=groups.distinct)
+        best = ctrs.ctr.argmax(axis=1)
         return best_for_all, dict(zip(group_ids, best.tolist(), strict=True))
 
     def version(self, product: int) -> int:

@@ -95,7 +95,8 @@ def value_figures(
         for _ in course.work_off(world.draw(n_more, rng)):
             pass
         n_seen += n_more
-        rated = [_rate(course, world, product) for product in range(world.n_products)]
+        spread = course.creative_spread()
+        rated = [_rate(course, world, product, spread) for product in range(world.n_products)]
         uniform, oracle, by_group, for_all = np.mean(rated, axis=0)
         possible = oracle - uniform
         yield f"group_share_{per_product}", (by_group - uniform) / possible
@@ -105,12 +106,12 @@ def value_figures(
             yield "oracle_uplift", float(oracle / uniform - 1)
 
 
-def _rate(course: CoreRun, world: BenchWorld, product: int) -> tuple[float, float, float, float]:
+def _rate(course: CoreRun, world: BenchWorld, product: int, spread: float) -> tuple[float, float, float, float]:
     """Return a product's expected CTR: uniform choice, oracle by segment, best by group, best for all."""
     ctrs = world.segment_ctrs(product)  # (S, C)
     users: Ints = np.arange(world.world.n_users)
     segments = world.segments(product)  # (U,)
-    for_all, by_group = course.best_creatives(product)
+    for_all, by_group = course.best_creatives(product, spread)
     chosen = np.full(len(users), for_all)
     if by_group:
         chosen = np.array([by_group.get(group, for_all) for group in course.groups(product, users).tolist()])

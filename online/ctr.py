@@ -8,6 +8,7 @@ real noise smaller than the count says, so intervals and tests then err on the c
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -33,6 +34,9 @@ MAX_CTR = 1.0 - 1e-6
 
 PRIOR_SPREAD = 0.25
 """A CTR's standard deviation over its parent's mean, assumed until the counts tell."""
+
+SPREAD_RANGE = (0.02, 1.0)
+"""What the spread of creatives can be found to be."""
 
 
 class CountsError(ValueError):
@@ -102,6 +106,7 @@ def shrink(
     *,
     relative: ArrayLike | None = None,
     given_product: bool = False,
+    spread: float = PRIOR_SPREAD,
     level: float = 0.95,
 ) -> ShrunkCtr:
     """Shrink a product's CTRs: product to creative, creative to (group, creative), by empirical Bayes.
@@ -129,6 +134,9 @@ def shrink(
     given_product
         Take the product's CTR for known. Posteriors and intervals then tell how sure the differences between its
         creatives are, by which one is chosen: how well the product does as a whole is common to them all.
+    spread
+        The creatives' relative spread that is assumed until the product's own counts tell; `creative_spread` finds it
+        in other products.
     level
         Probability that the intervals hold.
 
@@ -152,7 +160,7 @@ def shrink(
     # What a cell's counts are worth to its creative, where cells scatter around it.
     weight = 1.0 / (1.0 + n * cell_pull)
     creative_n, creative_x = (n * weight).sum(axis=0), (x * weight).sum(axis=0)  # (C,)
-    creative_pull = _spread_of_creatives(creative_n, creative_x, pooled)
+    creative_pull = _spread_of_creatives(creative_n, creative_x, pooled, spread)
     weight_up = 1.0 / (1.0 + creative_n * creative_pull)
     product_n = float((creative_n * weight_up).sum()) + sum(PRODUCT_PRIOR)
     product_ctr = (float((creative_x * weight_up).sum()) + PRODUCT_PRIOR[0]) / product_n
@@ -249,50 +257,100 @@ def _spread_of_cells(n: CountsTable, x: CountsTable, pooled: float) -> float:
     noise = means * (1.0 - means) * totals / np.maximum(totals - 1.0, 1.0)
     freedom = np.maximum((n > 0.0).sum(axis=0) - 1, 0)
     leverage = totals - (n * n).sum(axis=0) / safe
-    return _moment_spread(
+    moments = _Moments(
         excess=float((scatter - freedom * noise).sum()),
         leverage=float((leverage * noise).sum()),
         n_noise=float(leverage.sum()),
         freedom=float(freedom.sum()),
-        pooled=pooled,
     )
+    return _pull(moments, PRIOR_SPREAD, pooled)
 
 
-def _spread_of_creatives(n: NDArray[np.float64], x: NDArray[np.float64], pooled: float) -> float:
+def _spread_of_creatives(n: NDArray[np.float64], x: NDArray[np.float64], pooled: float, spread: float) -> float:
     """Inverse strength of creatives around the product, by moments; counts are those that count for it."""
+    return _pull(_creative_moments(n, x), spread, pooled)
+
+
+def creative_spread(products: Iterable[NDArray[np.float64]]) -> float:
+    """Return how far products' creatives are spread: a CTR's standard deviation over its product's mean.
+
+    One product has too few creatives to tell; all of them together do, by the same moments and the same prior as in
+    `shrink`, whose counts it makes go further. Without counts it is `PRIOR_SPREAD`.
+
+    Parameters
+    ----------
+    products
+        Impressions and clicks of each product's creatives, (2, C).
+    """
+    prior = PRIOR_SPREAD**2
+    precision, weighted = 1.0 / prior**2, 1.0 / prior
+    seen_any = False
+    for n, x in products:
+        moments = _creative_moments(n, x)
+        total = float(n.sum())
+        if moments.tells_nothing or not 0.0 < (ctr := float(x.sum()) / total) < 1.0:
+            continue
+        odds = ctr / (1.0 - ctr)
+        seen = moments.precision(prior * odds) * odds**2
+        precision, weighted = precision + seen, weighted + seen * moments.excess / moments.leverage / odds
+        seen_any = True
+    if not seen_any:
+        return PRIOR_SPREAD
+    low, high = SPREAD_RANGE
+    return min(max(math.sqrt(_mean_above_zero(weighted / precision, precision)), low), high)
+
+
+class _Moments(NamedTuple):
+    """What a spread is estimated from: the scatter beyond the noise, and how much of it a spread of one would make."""
+
+    excess: float
+    leverage: float
+    n_noise: float
+    freedom: float
+
+    @property
+    def tells_nothing(self) -> bool:
+        return self.leverage <= 0.0 or self.freedom <= 0.0
+
+    def precision(self, pull: float) -> float:
+        """Return the precision of the estimate of an inverse strength that is about ``pull``."""
+        return 1.0 / (2.0 / self.freedom * (self.freedom / self.n_noise + pull) ** 2)
+
+
+def _creative_moments(n: NDArray[np.float64], x: NDArray[np.float64]) -> _Moments:
     total = max(float(n.sum()), 1e-12)
     mean = float(x.sum()) / total
     scatter = float((x * x / np.maximum(n, 1e-12)).sum()) - mean * mean * total
     noise = mean * (1.0 - mean) * total / max(total - 1.0, 1.0)
     freedom = max(int((n > 0.0).sum()) - 1, 0)
     leverage = total - float((n * n).sum()) / total
-    return _moment_spread(
-        excess=scatter - freedom * noise,
-        leverage=leverage * noise,
-        n_noise=leverage,
-        freedom=float(freedom),
-        pooled=pooled,
+    return _Moments(
+        excess=scatter - freedom * noise, leverage=leverage * noise, n_noise=leverage, freedom=float(freedom)
     )
 
 
-def _moment_spread(*, excess: float, leverage: float, n_noise: float, freedom: float, pooled: float) -> float:
-    """Mean of a spread that is not negative, seen through its moment estimate and a weak prior.
-
-    The moment estimate alone is zero for half of the tables without spread and says then, wrongly, that
-    nothing differs. The mean of a normal cut off at zero is what keeps intervals honest.
-    """
-    prior = PRIOR_SPREAD**2 * pooled / (1.0 - pooled)
+def _pull(moments: _Moments, spread: float, pooled: float) -> float:
+    """Return an inverse strength, seen through its moment estimate and a weak prior."""
+    prior = spread**2 * pooled / (1.0 - pooled)
     precision, mean = 1.0 / prior**2, prior
-    if leverage > 0.0 and freedom > 0.0:
-        seen = 1.0 / (2.0 / freedom * (freedom / n_noise + prior) ** 2)
-        mean = (prior * precision + excess / leverage * seen) / (precision + seen)
+    if not moments.tells_nothing:
+        seen = moments.precision(prior)
+        mean = (prior * precision + moments.excess / moments.leverage * seen) / (precision + seen)
         precision += seen
+    return min(max(_mean_above_zero(mean, precision), 1.0 / MAX_STRENGTH), 1.0 / MIN_STRENGTH)
+
+
+def _mean_above_zero(mean: float, precision: float) -> float:
+    """Return the mean of a spread that is not negative: that of a normal cut off at zero.
+
+    The moment estimate alone is zero for half of the tables without spread and says then, wrongly, that nothing
+    differs; this is what keeps intervals honest.
+    """
     deviation = 1.0 / math.sqrt(precision)
     z = mean / deviation
     # The ratio of the normal density to its distribution at z, in a form that keeps its digits far out.
     tail = float(erfcx(-z / math.sqrt(2.0)))
-    spread = mean + deviation * math.sqrt(2.0 / math.pi) / tail if tail else 0.0  # z beyond all numbers: at the cut
-    return min(max(spread, 1.0 / MAX_STRENGTH), 1.0 / MIN_STRENGTH)
+    return mean + deviation * math.sqrt(2.0 / math.pi) / tail if tail else 0.0  # z beyond all numbers: at the cut
 
 
 def checked_counts(n_impressions: ArrayLike, n_clicks: ArrayLike, *, n_dims: int) -> tuple[CountsTable, CountsTable]:

@@ -124,7 +124,7 @@ def relative_ctrs(
 
 
 def group_ctrs(
-    for_all: ShrunkCtr, n_impressions: Floats, n_clicks: Floats, relative: Floats, *, distinct: bool
+    for_all: ShrunkCtr, n_impressions: Floats, n_clicks: Floats, relative: Floats, *, spread: float, distinct: bool
 ) -> ShrunkCtr:
     """Return the CTRs of groups, by which a creative is chosen for each; how sure they are, given the product's CTR.
 
@@ -137,11 +137,13 @@ def group_ctrs(
         All users' CTRs, (1, C), given the product's.
     n_impressions, n_clicks, relative
         The groups' counts, and what `relative_ctrs` expects, (G, C).
+    spread
+        That of the creatives of all products (`online.ctr.creative_spread`).
     distinct
         Whether the groups have been shown to differ.
     """
     if distinct:
-        return shrink(n_impressions, n_clicks, relative=relative, given_product=True)
+        return shrink(n_impressions, n_clicks, relative=relative, given_product=True, spread=spread)
     return scale(for_all, relative)
 
 

@@ -9,13 +9,13 @@ import msgspec
 import numpy as np
 
 from online.assignment import Assigner
-from online.ctr import ShrunkCtr, shrink
+from online.ctr import ShrunkCtr, creative_spread, shrink
 from online.expectation import group_ctrs, read_relative_ctrs
 from online.settings import OnlineSettings
 from serving.policy import Arm, Floats, add_prior, arm_of, best_chances
 from serving.settings import ServingSettings
 from state.reading import StateReader, StateView
-from state.records import ProductRecord
+from state.records import Cell, ProductRecord
 
 
 class DecisionRequest(msgspec.Struct, frozen=True):
@@ -109,13 +109,16 @@ class DecisionService:
         """Read the state and work out the policy; decisions go on with the old one meanwhile."""
         with self._state.view() as view:
             self._assigner.load(view)
-            counted = view.n_impressions()
-            usual = impressions_of_the_shown(counted)
+            counted, totals = {}, []
+            for product_id, cells in view.cells_by_product():
+                counted[product_id] = sum(cell.n_impressions for cell in cells)
+                totals.append(_by_creative(cells, list(dict.fromkeys(cell.creative_id for cell in cells))))
+            usual, spread = impressions_of_the_shown(counted), creative_spread(totals)
             policies = {}
             for record in view.products():
                 n_known = max(counted.get(record.product_id, 0), usual)
                 warm = n_known >= self._settings.warm_up_impressions
-                policy = self._product_policy(view, record, warm=warm)
+                policy = self._product_policy(view, record, spread, warm=warm)
                 if policy is not None:
                     policies[record.product_id] = policy
             n_impressions = sum(
@@ -123,7 +126,9 @@ class DecisionService:
             )
         self._policy = _Policy(policies, n_impressions)
 
-    def _product_policy(self, view: StateView, product: ProductRecord, *, warm: bool) -> _ProductPolicy | None:
+    def _product_policy(
+        self, view: StateView, product: ProductRecord, spread: float, *, warm: bool
+    ) -> _ProductPolicy | None:
         creatives = view.creatives(product.product_id)
         creative_ids = [creative.creative_id for creative in creatives]
         if not creative_ids:
@@ -135,22 +140,20 @@ class DecisionService:
             return _ProductPolicy(creative_ids, uniform, None)
         row = {group.group_id: position for position, group in enumerate(groups.groups)}
         impressions, clicks = np.zeros((len(row), len(column))), np.zeros((len(row), len(column)))
-        total = np.zeros((2, 1, len(column)))
         for cell in cells:
-            position = column[cell.creative_id]
-            total[0, 0, position] += cell.live_impressions
-            total[1, 0, position] += cell.live_clicks
             if cell.group_id in row:
-                impressions[row[cell.group_id], position] = cell.live_impressions
-                clicks[row[cell.group_id], position] = cell.live_clicks
-        for_all = shrink(*total, given_product=True)
+                place = row[cell.group_id], column[cell.creative_id]
+                impressions[place], clicks[place] = cell.live_impressions, cell.live_clicks
+        total = _by_creative(cells, creative_ids)
+        for_all = shrink(*total[:, None], given_product=True, spread=spread)
         for creative in creatives:
             if creative.prior_impressions and creative.group_id in row:
                 place = row[creative.group_id], column[creative.creative_id]
                 add_prior(impressions, clicks, place, creative, product_ctr=for_all.product_ctr)
         numbers = [creative.number for creative in creatives]
         relative = read_relative_ctrs(view, product.product_id, product.category, list(row), numbers)
-        chances = self._chances(group_ctrs(for_all, impressions, clicks, relative, distinct=groups.distinct))
+        ctrs = group_ctrs(for_all, impressions, clicks, relative, spread=spread, distinct=groups.distinct)
+        chances = self._chances(ctrs)
         return _ProductPolicy(
             creative_ids,
             self._chances(for_all),
@@ -211,3 +214,12 @@ class DecisionService:
             self._settings.experiment if arm else None,
             group_id,
         )
+
+
+def _by_creative(cells: Sequence[Cell], creative_ids: Sequence[str]) -> Floats:
+    """Return the live impressions and clicks of a product's creatives, of all groups together, (2, C)."""
+    column = {creative_id: position for position, creative_id in enumerate(creative_ids)}
+    total = np.zeros((2, len(column)))
+    for cell in cells:
+        total[:, column[cell.creative_id]] += cell.live_impressions, cell.live_clicks
+    return total

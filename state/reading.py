@@ -6,6 +6,8 @@ import heapq
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
 
@@ -127,13 +129,11 @@ class StateView:
         """Return the (product, group, creative) counts of one product, or of all."""
         return [decode_cell(key, value) for key, value in self._scan(Table.CELLS, product_id)]
 
-    def n_impressions(self) -> dict[str, int]:
-        """Return how many impressions of each product have been counted, by id; of one without any nothing."""
-        counted: dict[str, int] = {}
-        for key, value in self._scan(Table.CELLS):
-            cell = decode_cell(key, value)
-            counted[cell.product_id] = counted.get(cell.product_id, 0) + cell.n_impressions
-        return counted
+    def cells_by_product(self) -> Iterator[tuple[str, list[Cell]]]:
+        """Yield the products of which anything has been counted, by id, each with its counts."""
+        cells = (decode_cell(key, value) for key, value in self._scan(Table.CELLS))
+        for product_id, of_product in groupby(cells, key=attrgetter("product_id")):
+            yield product_id, list(of_product)
 
     def offsets(self) -> dict[tuple[str, int], OffsetRecord]:
         """Return what has been consumed, by (topic, partition)."""

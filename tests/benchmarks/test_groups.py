@@ -11,6 +11,7 @@ from benchmarks.learn import of_form
 from benchmarks.measured import Measured
 from benchmarks.value import ValueRun, bench_value
 from benchmarks.worlds import BenchWorld
+from online.ctr import SPREAD_RANGE
 from online.settings import OnlineSettings
 from simulator.settings import SimulatorSettings
 
@@ -76,15 +77,16 @@ def test_value_lies_between_chance_and_the_oracle_and_groups_are_worth_nothing_w
 def test_every_group_has_its_best_creative(simulator: SimulatorSettings, online: OnlineSettings) -> None:
     world = BenchWorld(simulator.model_copy(update={"seed": 21}), online)
     course = CoreRun(world, online, micro_batch_rows=500)
-    assert course.best_creatives(0)[1] == {}
+    assert course.best_creatives(0, course.creative_spread())[1] == {}
     assert course.version(0) == 0
     for _ in course.work_off(world.draw(20_000, np.random.default_rng(1))):
         pass
-    by_group = 0
+    by_group, spread = 0, course.creative_spread()
+    assert SPREAD_RANGE[0] < spread < SPREAD_RANGE[1]
     for product in range(world.n_products):
         groups = course.core.grouping.groups_of(world.registry.product_ids[product])
         assert groups is not None
-        for_all, best = course.best_creatives(product)
+        for_all, best = course.best_creatives(product, spread)
         n_creatives = len(world.creative_numbers[product])
         assert all(0 <= creative < n_creatives for creative in (for_all, *best.values()))
         assert set(best) == {group.group_id for group in groups.groups}

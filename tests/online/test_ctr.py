@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 from online.ctr import (
     MAX_STRENGTH,
     MIN_STRENGTH,
+    PRIOR_SPREAD,
+    SPREAD_RANGE,
     CountsShapeError,
     ImpossibleCountError,
     ProbabilityLevelError,
+    creative_spread,
     scale,
     shrink,
 )
@@ -240,6 +243,54 @@ def test_given_the_product_the_ctrs_are_the_same_and_surer(table):
     found, sure = shrink(n, x), shrink(n, x, given_product=True)
     assert (sure.ctr == found.ctr).all()
     assert (sure.alpha + sure.beta >= (found.alpha + found.beta) * (1 - 1e-9)).all()
+
+
+def catalogue(rng, spread, n_products, n_creatives=8, n_mean=300):
+    """Return the true CTRs of products' creatives, (P, C), and counts; each product has a CTR of its own."""
+    product = rng.beta(20, 380, n_products)[:, None]
+    strength = (1 - product) / product / spread**2
+    truth = rng.beta(product * strength, (1 - product) * strength, (n_products, n_creatives))
+    n = rng.poisson(n_mean, truth.shape)
+    return truth, n.astype(float), rng.binomial(n, truth).astype(float)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("spread", [0.1, 0.25, 0.5])
+def test_the_spread_of_creatives_is_found_in_many_products(seed, spread):
+    rng = np.random.default_rng([seed, 17])
+    _, n, x = catalogue(rng, spread, 200)
+    assert creative_spread(np.stack([n, x], axis=1)) == pytest.approx(spread, abs=0.03)
+
+
+def test_what_nobody_knows_is_the_prior_spread():
+    seen = np.array([50.0, 70.0])
+    assert creative_spread([]) == PRIOR_SPREAD
+    assert creative_spread([np.zeros((2, 3))]) == PRIOR_SPREAD
+    assert creative_spread([np.array([seen, [0, 0]]), np.array([[50], [1]]), np.array([seen, seen])]) == PRIOR_SPREAD
+    told = shrink(seen[None], [[3.0, 5.0]], spread=PRIOR_SPREAD)
+    assert (told.ctr == shrink(seen[None], [[3.0, 5.0]]).ctr).all()
+
+
+@pytest.mark.parametrize("spread", [0.1, 0.5])
+def test_the_spread_of_others_makes_estimates_better_and_leaves_intervals_right(spread):
+    held, told, alone = [], [], []
+    for seed in range(3):
+        truth, n, x = catalogue(np.random.default_rng([seed, 18]), spread, 200)
+        found = creative_spread(np.stack([n, x], axis=1))
+        for row in range(200):
+            shrunk = shrink(n[row : row + 1], x[row : row + 1], spread=found)
+            held.append((truth[row] >= shrunk.ctr_low) & (truth[row] <= shrunk.ctr_high))
+            told.append((shrunk.ctr[0] - truth[row]) ** 2)
+            alone.append((shrink(n[row : row + 1], x[row : row + 1]).ctr[0] - truth[row]) ** 2)
+    assert 0.92 <= np.mean(held) <= 0.98
+    assert np.mean(told) < 0.99 * np.mean(alone)
+
+
+@given(st.lists(count_tables(), max_size=6))
+@settings(max_examples=50, deadline=None)
+def test_the_spread_of_any_counts_is_one_that_can_be(tables):
+    low, high = SPREAD_RANGE
+    assert low <= creative_spread(np.stack(table).sum(axis=1) for table in tables) <= high
 
 
 @given(count_tables())

@@ -231,10 +231,10 @@ def test_expectations_survive_the_state(expectations, log_relative, tmp_path):
 def test_groups_not_shown_to_differ_have_all_users_ctrs_as_far_as_nothing_is_expected():
     for_all = shrink([[400.0, 400.0]], [[30.0, 20.0]])
     n, x = np.full((2, 2), 200.0), np.array([[30.0, 0.0], [0.0, 20.0]])
-    same = group_ctrs(for_all, n, x, np.ones((2, 2)), distinct=False)
+    same = group_ctrs(for_all, n, x, np.ones((2, 2)), spread=0.25, distinct=False)
     assert same.ctr == pytest.approx(np.repeat(for_all.ctr, 2, axis=0))
     assert same.ctr_low == pytest.approx(np.repeat(for_all.ctr_low, 2, axis=0))
-    told = group_ctrs(for_all, n, x, np.array([[1.0, 2.0], [1.0, 0.5]]), distinct=False)
+    told = group_ctrs(for_all, n, x, np.array([[1.0, 2.0], [1.0, 0.5]]), spread=0.25, distinct=False)
     assert told.ctr.argmax(axis=1).tolist() == [1, 0]
-    counted = group_ctrs(for_all, n, x, np.ones((2, 2)), distinct=True)
+    counted = group_ctrs(for_all, n, x, np.ones((2, 2)), spread=0.25, distinct=True)
     assert counted.ctr.argmax(axis=1).tolist() == [0, 1]

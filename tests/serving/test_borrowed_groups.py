@@ -79,7 +79,8 @@ def test_a_new_product_is_served_by_its_neighbours_groups_once_the_system_is_war
     }
     arms = {decision.arm for of_age in decisions.values() for decision in of_age}
     if by_group:
-        assert min(shares.values()) > 0.4
+        # The other products' creatives are as far apart as 5% and 50%, so that one that nobody knows may be far better.
+        assert min(shares.values()) > 0.35
         assert arms == {"group"}
     else:
         assert max(shares.values()) < 0.3
