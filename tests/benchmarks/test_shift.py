@@ -19,11 +19,11 @@ from state.store import Store
 
 @pytest.fixture(scope="module")
 def measured(simulator: SimulatorSettings, online: OnlineSettings) -> Measured:
-    return bench_shift(quick=True, seeds=(21,), run=ShiftRun(simulator, 16_000, 12_000, 4_000), online=online)
+    return bench_shift(quick=True, seeds=(21,), run=ShiftRun(simulator, 16_000, 12_000, 4_000, 2, 4_000), online=online)
 
 
 def test_every_figure_is_there_and_possible(measured: Measured) -> None:
-    shares = {"found_share", "nmi_share", "nmi", "others_nmi"}
+    shares = {"found_share", "soon_share", "nmi_share", "nmi", "others_nmi"}
     detected = ["impressions_to_detect_first", "impressions_to_detect", "impressions_to_detect_last"]
     counts = {*detected, "impressions_to_nmi"}
     assert set(measured.metrics) == {
