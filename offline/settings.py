@@ -115,9 +115,14 @@ class TupleSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    n_candidates: int = Field(8, ge=2, description="Prompts that the G-MLLM writes for each group.")
+    n_candidates: int = Field(
+        8,
+        ge=2,
+        description="Prompts that the G-MLLM writes for each group; those of all groups of a product are candidates of "
+        "each.",
+    )
     n_pairs: int = Field(
-        4, ge=1, description="Tuples of a group at most: best and worst, then second best and second worst, and so on."
+        8, ge=1, description="Tuples of a group at most: best and worst, then second best and second worst, and so on."
     )
     min_win_probability: float = Field(
         0.6, ge=0.5, lt=1, description="Tuples whose winner is less likely to be clicked more are dropped."

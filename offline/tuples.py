@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from generator.comparison import Floats
 from generator.composition import EmptyCutout
@@ -225,24 +224,23 @@ def _judge_product(
         seed=drawn_by,
         batch_size=settings.batch_rows,
     )
-    images: dict[str, Image.Image] = {}
+    # What was written for one group is a candidate of all: where one's winner is another's loser, the group decides.
+    fine = [[text for text in texts if is_well_formed(text)] for texts in answers]
+    candidates = []
+    try:
+        for text in dict.fromkeys(text for of_group in fine for text in of_group):
+            drawn = Prompt.parse(text).named(product.title).text
+            # One seed for all: pictures differ by their prompts alone.
+            image = renderer.render(cutout, drawn, seed=drawn_by, size_px=settings.size_px).image
+            candidates.append(Candidate(text, image))
+    except EmptyCutout as error:
+        log.warning("product %r: %s: no tuples", product.product_id, error)
+        return nothing
+    n_prompts, n_well_formed = (sum(len(texts) for texts in of_groups) for of_groups in (answers, fine))
+    if len(candidates) < 2:
+        return _ProductVerdicts(product.product_id, n_prompts, n_well_formed, [])
     verdicts: list[_Verdict] = []
-    n_well_formed = 0
-    for group, wording, texts in zip(product.groups, wordings, answers, strict=True):
-        fine = [text for text in texts if is_well_formed(text)]
-        n_well_formed += len(fine)
-        candidates = []
-        for text in dict.fromkeys(fine):
-            try:
-                if text not in images:  # one seed for all: pictures differ by their prompts alone
-                    drawn = Prompt.parse(text).named(product.title).text
-                    images[text] = renderer.render(cutout, drawn, seed=drawn_by, size_px=settings.size_px).image
-            except EmptyCutout as error:
-                log.warning("product %r: %s: no tuples", product.product_id, error)
-                return nothing
-            candidates.append(Candidate(text, images[text]))
-        if len(candidates) < 2:
-            continue
+    for group, wording in zip(product.groups, wordings, strict=True):
         audience = Audience(product.product_id, product.title, group.group_id, group.feature)
         scores = scores_of(scorer, audience, candidates)
         for winner, loser, p_win in rank_pairs(
@@ -250,7 +248,6 @@ def _judge_product(
         ):
             chosen, rejected = candidates[winner].prompt, candidates[loser].prompt
             verdicts.append(_Verdict(group.group_id, int(wording), chosen, rejected, p_win))
-    n_prompts = sum(len(texts) for texts in answers)
     return _ProductVerdicts(product.product_id, n_prompts, n_well_formed, verdicts)
 
 

@@ -119,6 +119,18 @@ def test_each_groups_winner_is_what_its_scorer_puts_first(sources: list[ProductS
     assert not (tmp_path / "work.jsonl").exists()
 
 
+def test_what_was_written_for_one_group_is_a_candidate_of_all(sources: list[ProductSource], tmp_path: Path) -> None:
+    class Mistaken(Writer):
+        """Writes for each group what the other one likes."""
+
+        def generate(self, inputs: Sequence[MllmInput], **options: Any) -> list[list[str]]:
+            return [[dpo_world.prompt(scene)] for scene in reversed(dpo_world.TASTES)]
+
+    tuples = read_tuples(build(tmp_path, Mistaken(TEXTS), sources[:1], Truth()))
+    liked = [dpo_world.prompt(scene) for scene in dpo_world.TASTES]
+    assert [(row.group_id, row.chosen, row.rejected) for row in tuples] == [(0, *liked), (1, *reversed(liked))]
+
+
 def test_a_killed_run_goes_on_after_the_last_whole_product(sources: list[ProductSource], tmp_path: Path) -> None:
     whole = Writer(TEXTS)
     expected = read_tuples(build(tmp_path, whole, sources, Truth(), work_file=tmp_path / "other.jsonl"))
