@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing as mp
-import os
 import time
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -14,8 +12,9 @@ from generator.settings import CheckSettings, GeneratorSettings, RefreshSettings
 from state.errors import StateMissingError
 from state.reading import open_view
 from state.settings import StateSettings
-from state.store import Store
+from state.store import Store, Table
 from streams.settings import StreamSettings
+from tests.faults.child import live_as_child
 
 _FORKS = mp.get_context("forkserver")
 _FORKS.set_forkserver_preload(
@@ -71,17 +70,17 @@ class Generator:
         except StateMissingError:
             return 0
 
+    def is_delivered(self) -> bool:
+        """Return whether every picture is written and every event sent that the state has decided on."""
+        with Store(self.settings.state_path, readonly=True) as store, store.read() as txn:
+            return not txn.count(Table.FILES) and not txn.count(Table.OUTBOX)
+
 
 def _work(streams: StreamSettings, settings: GeneratorSettings, online: Path, log: Path) -> None:
     from generator.process import run_generator
     from online.encoders import HashedImageEncoder
-    from osmf.commands.common import until_signal
 
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
-    logging.getLogger("kafka").setLevel(logging.WARNING)
+    stop = live_as_child(log)
     run_generator(
         streams,
         settings,
@@ -89,5 +88,5 @@ def _work(streams: StreamSettings, settings: GeneratorSettings, online: Path, lo
         HashedImageEncoder(),
         now_ms=time.time_ns() // 1_000_000,
         clock_s=time.monotonic,
-        stop=until_signal().is_set,
+        stop=stop,
     )

@@ -20,6 +20,7 @@ from online.shard import Step
 from state.shards import shard_folders
 from streams.broker import LocalBroker
 from streams.settings import StreamSettings
+from tests.faults.child import end
 from tests.faults.stream import SEED, produce
 from tests.faults.worker import Plan, Worker, content, differences, n_consumed
 
@@ -70,18 +71,11 @@ def wait_for(state: Path, n_events: int, workers: list[Worker], processes: list[
         time.sleep(0.01)  # each look opens the state: more often would take a core from the workers
 
 
-def end(process: BaseProcess, worker: Worker) -> None:
-    """End a worker in order."""
-    process.terminate()
-    process.join(60)
-    assert process.exitcode == 0, worker.log.read_text()
-
-
 def run_to_the_end(worker: Worker, n_events: int) -> None:
     """Let a worker work off everything."""
     process = worker.start()
     wait_for(worker.state, n_events, [worker], [process])
-    end(process, worker)
+    end(process, worker.log)
 
 
 def kill_at_random(folder: Path, n_impressions: int, n_kills: int, n_workers: int) -> None:
@@ -100,7 +94,7 @@ def kill_at_random(folder: Path, n_impressions: int, n_kills: int, n_workers: in
             processes[victim] = workers[victim].start()
         wait_for(folder / "killed", n_events, workers, processes)
         for process, worker in zip(processes, workers, strict=True):
-            end(process, worker)
+            end(process, worker.log)
         assert len(shard_folders(folder / "killed")) == n_workers
         score(folder / "undisturbed", folder / "killed", n_kills, n_events, n_workers)
 

@@ -12,7 +12,8 @@ from state.errors import StateMissingError
 from state.ownership import OWNER_KEY, read_owner
 from state.shards import shard_folders
 from state.store import Store, Table
-from tests.faults.test_kill import SESSION_S, end, kill, run_to_the_end, stream, wait_for
+from tests.faults.child import end
+from tests.faults.test_kill import SESSION_S, kill, run_to_the_end, stream, wait_for
 from tests.faults.worker import Plan, Worker, consumed, differences, n_consumed
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -93,7 +94,7 @@ def test_shards_move_and_a_zombie_is_refused(tmp_path: Path) -> None:
         slow.unlink()
         wait_for(state, n_events, [workers[name] for name in processes], list(processes.values()))
         for name, process in processes.items():
-            end(process, workers[name])
+            end(process, workers[name].log)
         print(
             f"partitions flow again after: {joined_s:.1f} s (a worker joined), {killed_s:.1f} s (one was killed), "
             f"{frozen_s:.1f} s (one was frozen); session time-out {SESSION_S:.0f} s; "

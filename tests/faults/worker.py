@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing as mp
 import os
 import signal
@@ -21,6 +20,7 @@ from state.settings import StateSettings
 from state.shards import shard_folders
 from state.store import Store, Table
 from streams.settings import StreamSettings
+from tests.faults.child import live_as_child
 
 ONLINE = OnlineSettings(
     encoders=EncoderSettings(text="hashed", image="hashed"),
@@ -77,19 +77,14 @@ class Worker:
 
 def _work(streams: StreamSettings, state: Path, log: Path, plan: Plan) -> None:
     from online.worker import run_online
-    from osmf.commands.common import until_signal
 
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
-    logging.getLogger("kafka").setLevel(logging.WARNING)
+    stop = live_as_child(log)
     run_online(
         streams,
         ONLINE,
         StateSettings(path=state),
         clock_s=time.monotonic,
-        stop=until_signal().is_set,
+        stop=stop,
         on_step=_follow(plan),
     )
 
