@@ -31,7 +31,7 @@ from online.regrouping import Regrouping
 from online.residency import Residency
 from online.rows import LabelledRows, Rows
 from online.settings import OnlineSettings
-from online.shift import CellCounts, Observed, Shift, ShiftDetection, opposition_scores
+from online.shift import CellCounts, Observed, Shift, ShiftDetection, indifference_scores
 from state.records import ImpressionRecord
 from state.store import ChangeSet, ReadTransaction
 
@@ -314,7 +314,7 @@ class OnlineCore:
             own = self._detection.own_preferences(
                 product_id, category, of_product.rows.creatives, preference[index], of_product.weights
             )
-            scores = opposition_scores(of_product.clicks, p_click[index], own, slopes[category])
+            scores = indifference_scores(of_product.clicks, p_click[index], own, slopes[category])
             self._calibration.observe_many(of_product, p_click[index], own, category)
             cells: CellCounts = {}
             for row, group_id in zip(index.tolist(), group_ids.tolist(), strict=True):

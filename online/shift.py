@@ -1,10 +1,10 @@
 """Shift detection: tastes that no longer are what was learnt.
 
 Each labelled impression is scored by a log-likelihood ratio: how much better the click (or its
-absence) is explained if the user's preference among the creatives were a quarter of what was learnt,
-and opposite. That lies between the two things that happen, preferences that turn round and preferences
-that mean nothing any more, nearer to the second, which is the harder to see. While tastes stay, the
-scores drift down; when they change, up. Their one-sided cumulative sum (CUSUM) raises the alarm, and
+absence) is explained if the user had no preference among the creatives at all. Of the two things that
+happen, preferences that turn round and preferences that mean nothing any more, this is the second,
+which is the harder to see; the first is found as soon. While tastes stay, the scores drift down; when
+they change, up. Their one-sided cumulative sum (CUSUM) raises the alarm, and
 what was counted since it last stood at zero is the evidence of the change. If the model is right,
 false alarms are at least exp(threshold) impressions apart on average, whatever the scores'
 distribution; in truth some hundred times as many, which is measured and sets the threshold for the
@@ -37,9 +37,6 @@ Floats = npt.NDArray[np.float32]
 CellCounts = dict[tuple[int, str], tuple[int, int]]
 """Impressions and clicks by (group, creative)."""
 
-OPPOSITION = 1.25
-"""How far the preference of the alternative lies from the learnt one, in units of it: 1 is none, 2 the reverse."""
-
 
 @dataclass(frozen=True)
 class Observed:
@@ -71,10 +68,10 @@ class Shift:
     evidence_from_ms: int = 0
 
 
-def opposition_scores(
+def indifference_scores(
     clicks: Floats, p_click: Floats, own: npt.NDArray[np.float64], slope: float
 ) -> npt.NDArray[np.float64]:
-    """Return the log-likelihood ratio of preferences that have changed to those learnt, of each impression, (B,).
+    """Return the log-likelihood ratio of having no preference to having the learnt one, of each impression, (B,).
 
     Parameters
     ----------
@@ -86,10 +83,10 @@ def opposition_scores(
         How far users follow them (`online.calibration`): while tastes stay, ``slope`` times is the truth.
     """
     p = np.clip(p_click.astype(np.float64), 1e-6, 1 - 1e-6)
-    learnt = np.log(p / (1 - p)) + (slope - 1) * own
-    opposite = learnt - OPPOSITION * slope * own
-    # log of p(click | opposite) / p(click | learnt), with log(1 - sigmoid(x)) = -log(1 + exp(x))
-    return np.asarray(np.logaddexp(0, learnt) - np.logaddexp(0, opposite) + clicks * (opposite - learnt))
+    indifferent = np.log(p / (1 - p)) - own
+    learnt = indifferent + slope * own
+    # log of p(click | indifferent) / p(click | learnt), with log(1 - sigmoid(x)) = -log(1 + exp(x))
+    return np.asarray(np.logaddexp(0, learnt) - np.logaddexp(0, indifferent) + clicks * (indifferent - learnt))
 
 
 MAX_PREFERENCE = 1.5

@@ -162,7 +162,7 @@ def test_scores_go_by_the_slope_of_the_category(watched: Watched, monkeypatch: p
     slopes = {CATEGORIES["spot"]: 1.7}
     monkeypatch.setattr(watched.core._calibration, "slope", lambda category: slopes.get(category, 1.0))
     told: list[float] = []
-    monkeypatch.setattr("online.core.opposition_scores", lambda clicks, p, own, slope: told.append(slope) or own)
+    monkeypatch.setattr("online.core.indifference_scores", lambda clicks, p, own, slope: told.append(slope) or own)
     watched.core.learn(LABELLED, [], 0)
     assert {item.product_id: slope for item, slope in zip(watched.observed, told, strict=True)} == {
         product_id: slopes.get(category, 1.0)
