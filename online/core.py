@@ -230,11 +230,12 @@ class OnlineCore:
         self.learner.search(given, p_click, preference, creatives_of, categories)
         self.learner.learn_many(given, unlearnt)
         if shifts:
-            changed = self._changed(shifts)
+            changed_categories = self._changed_categories(shifts)
+            changed = self._changed(shifts, changed_categories)
             self.learner.relearn(changed, categories)
             for number in changed:
                 self.expectations.restart(self._registry.product_ids[number], categories[number])
-            for category in self._changed_categories(shifts):
+            for category in changed_categories:
                 self._calibration.restart(category)
         return shifts
 
@@ -246,10 +247,9 @@ class OnlineCore:
         self.learner.forget(learnt)
         return unlearnt
 
-    def _changed(self, shifts: list[Shift]) -> list[int]:
+    def _changed(self, shifts: list[Shift], categories: list[str]) -> list[int]:
         """Return the products that are learnt anew, by number: of a category whose tastes have changed all of them."""
         named = {self._registry.products[shift.product_id].number for shift in shifts}
-        categories = self._changed_categories(shifts)
         return sorted(named | {n for n, category in self._registry.categories.items() if category in categories})
 
     def _changed_categories(self, shifts: list[Shift]) -> list[str]:

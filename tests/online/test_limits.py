@@ -65,8 +65,8 @@ def test_the_bound_follows_the_settings(changed: dict[str, int], grows: set[str]
 
 def test_settings_under_which_a_product_may_need_more_are_refused() -> None:
     message = (
-        r"bytes_per_product is 300,000, a product may need 368,472 bytes: 16,384 .*reservoir_users = 512, 20 "
-        r"online.attributes.*97,656 .*k_max = 5, online.model.d_model = 128.*254,432 .*creatives_per_product = 24"
+        r"bytes_per_product is 300,000, a product may need 372,888 bytes: 16,384 .*reservoir_users = 512, 20 "
+        r"online.attributes.*97,656 .*k_max = 5, online.model.d_model = 128.*258,848 .*creatives_per_product = 24"
     )
     with pytest.raises(ValidationError, match=message):
         OnlineSettings(limits=LimitSettings(bytes_per_product=300_000))
@@ -174,6 +174,7 @@ def test_a_product_that_has_everything_stays_below_the_bound(tmp_path: Path) -> 
     for _ in range(300):
         counts.count_impressions(shown, 10**12)
     cells = {(record.group_id, record.creative_id): (10**6, 10**5) for record in shown}
+    detection.own_preferences(PRODUCT, None, np.arange(len(CREATIVES)), *np.ones((2, len(CREATIVES))))
     detection.observe_many([Observed(PRODUCT, None, np.ones(4), np.ones(4), cells)])
     log_relative = np.ones((settings.k_max, len(CREATIVES)), np.float32)
     expectations.put(
