@@ -207,7 +207,7 @@ class MllmSettings(BaseModel):
     temperature: float = Field(
         1.0, ge=0.0, le=4.0, description="Temperature of the draws; 0 takes the likeliest token each time."
     )
-    top_p: float = Field(0.95, gt=0.0, le=1.0, description="Share of the probability that tokens are drawn from.")
+    top_p: float = Field(0.9, gt=0.0, le=1.0, description="Share of the probability that tokens are drawn from.")
     tiny: TinyMllmSettings = Field(TinyMllmSettings(), description="Sizes of the preset `tiny`.")
 
 

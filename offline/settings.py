@@ -43,7 +43,7 @@ class PretrainSettings(BaseModel):
 
     n_rows: int = Field(6_000, ge=1, description="Instructions that are drawn.")
     n_epochs: float = Field(1.0, gt=0, description="Passes over them; the paper's are 10.")
-    batch_rows: int = Field(16, ge=1, description="Instructions of one step on one device.")
+    batch_rows: int = Field(8, ge=1, description="Instructions of one step on one device.")
     n_accumulated: int = Field(1, ge=1, description="Batches whose gradients make one step, on each device.")
     activation_checkpointing: bool = Field(
         False, description="Whether activations are computed again for the gradient: slower, for models of billions."
@@ -170,7 +170,7 @@ class GroupDpoSettings(BaseModel):
     )
     beta: float = Field(0.1, gt=0, description="How strongly the reference holds: beta of Eq. 9.")
     sft_weight: float = Field(
-        1.0,
+        1.5,
         ge=0,
         description="Weight of the winner's negative log-likelihood per token beside Eq. 9; 0 is the paper's loss, "
         "more keeps prompts from turning into junk.",
