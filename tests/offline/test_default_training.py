@@ -111,6 +111,5 @@ def test_prompts_are_well_formed_by_the_default_settings_before_and_after_group_
     before = well_formed()
     align(mllm, tuples(mllm, sources, rng), GroupDpoSettings().of_preset("tiny"), folder=tmp_path / "align", seed=0)
     after = well_formed()
-    print(f"well formed: {before:.4f} before, {after:.4f} after")
     assert before >= 0.99
     assert after >= 0.97
