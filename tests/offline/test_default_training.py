@@ -112,4 +112,4 @@ def test_prompts_are_well_formed_by_the_default_settings_before_and_after_group_
     align(mllm, tuples(mllm, sources, rng), GroupDpoSettings().of_preset("tiny"), folder=tmp_path / "align", seed=0)
     after = well_formed()
     assert before >= 0.99
-    assert after >= 0.97
+    assert after >= 0.98
