@@ -67,7 +67,10 @@ def test_shards_move_and_a_zombie_is_refused(tmp_path: Path) -> None:
             assert found, f"too little is left to see it flow: {now} of {of_shard}"
             return found
 
-        workers = {name: Worker(streams, state, name=name, plan=Plan(slow=slow)) for name in ("one", "two", "three")}
+        freeze = {name: tmp_path / f"freeze-{name}" for name in ("one", "two", "three")}
+        workers = {
+            name: Worker(streams, state, name=name, plan=Plan(slow=slow, freeze=path)) for name, path in freeze.items()
+        }
         one = workers["one"].start()
         wait_for(state, 500, [workers["one"]], [one])
         assert owned_by(state, one.pid or 0) == set(range(N_PARTITIONS))
@@ -84,7 +87,10 @@ def test_shards_move_and_a_zombie_is_refused(tmp_path: Path) -> None:
         name, process = next(item for item in processes.items() if most_left in owned_by(state, item[1].pid or 0))
         orphans = unfinished(owned_by(state, process.pid or 0))
         zombie = psutil.Process(process.pid)
-        zombie.suspend()
+        freeze[name].touch()
+        while zombie.status() != psutil.STATUS_STOPPED:
+            pause()
+        freeze[name].unlink()
         frozen_s = seconds_until_they_flow(state, orphans)
         assert n_consumed(state) < n_events
         zombie.resume()

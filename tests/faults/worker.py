@@ -35,13 +35,15 @@ _FORKS.set_forkserver_preload(["online.worker", "tests.faults.worker"])
 class Plan:
     """What a worker does beside its work: at the ``at_pass``-th passing of ``step`` it sends itself ``signal``.
 
-    Before each batch it sleeps a little as long as the file ``slow`` is there, so that a short log lasts.
+    Before each batch it sleeps a little as long as the file ``slow`` is there, so that a short log lasts, and freezes
+    if the file ``freeze`` is: outside a commit, within which one that has lost its shard is killed.
     """
 
     step: Step | None = None
     at_pass: int = 1
     signal: int = signal.SIGKILL
     slow: Path | None = None
+    freeze: Path | None = None
 
 
 @dataclass
@@ -96,6 +98,8 @@ def _follow(plan: Plan) -> Callable[[Step], None]:
         nonlocal n_passed
         if step is Step.POLLED and plan.slow is not None and plan.slow.exists():
             time.sleep(0.1)
+        if step is Step.POLLED and plan.freeze is not None and plan.freeze.exists():
+            os.kill(os.getpid(), signal.SIGSTOP)
         n_passed += step is plan.step
         if step is plan.step and n_passed == plan.at_pass:
             os.kill(os.getpid(), plan.signal)
