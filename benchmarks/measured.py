@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 REPORTING_SEEDS: Final = (11, 12, 13, 14, 15)
-"""Worlds whose figures are reported. Worlds 101 to 104 were used for tuning and are never among them."""
+"""Worlds whose figures are reported. Worlds from 101 on are used for tuning and are never among them."""
 
 QUICK_SEEDS: Final = (11,)
 
